@@ -1,0 +1,364 @@
+"""`python -m minidora check`: every hand-derived gradient against every witness there is.
+
+Witnesses: the autograd library (`minidora.oracle`), central differences of the function itself,
+and PyTorch (`minidora.oracle_torch`) on each device. A new function joins by one `register` line.
+"""
+
+import importlib.util
+import json
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from . import dora, lora
+from ._arguments import EPS, one_of
+from .decomposition import norms
+from .gradcheck import central_differences, compare
+
+TOLERANCES = {
+    # relative (max-norm) bounds against a float64 witness fed the same, already rounded, inputs
+    "float64": 1e-9,
+    "float32": 1e-5,  # a few dozen roundings of 6e-8
+    "float16": 2e-3,  # computed in float32; the result itself is rounded to 5e-4
+}
+CENTRAL_TOLERANCE = 1e-6
+INSTALL = {"autograd": "pip install autograd", "torch": 'pip install "torch>=2.6,<2.14"'}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One awkward set of arguments: `forward(**inputs, **settings)`, and the cotangent dy."""
+
+    name: str
+    inputs: dict[str, np.ndarray]
+    settings: dict
+    dy: np.ndarray
+    smooth: bool = True  # False where the function bends within a central difference's step
+
+    def astype(self, dtype) -> "Case":
+        """The same case with every array rounded to `dtype`."""
+        settings = {
+            k: v.astype(dtype) if hasattr(v, "astype") else v for k, v in self.settings.items()
+        }
+        inputs = {name: a.astype(dtype) for name, a in self.inputs.items()}
+        return Case(self.name, inputs, settings, self.dy.astype(dtype), self.smooth)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A forward and its hand-derived backward, and the witnesses' name for it."""
+
+    name: str
+    forward: Callable
+    backward: Callable
+    witness: str  # minidora.oracle.<witness>_gradients, and so in oracle_torch
+    cases: Callable[[np.random.Generator, str | None], Iterator[Case]]
+    norm_axes: tuple[str | None, ...] = (None,)
+    norm_grads: tuple[str | None, ...] = (None,)
+
+
+REGISTRY: list[Function] = []
+
+
+def register(function: Function) -> None:
+    """Add a function to what `python -m minidora check` checks."""
+    REGISTRY.append(function)
+
+
+SHAPES = [
+    # name, leading dimensions of x, d_out, d_in, rank, scale, bias, mask
+    ("plain", (5,), 6, 9, 2, 0.7, True, False),
+    ("masked, two leading dimensions", (2, 3), 9, 4, 3, -1.3, True, True),
+    ("rank above both dimensions", (4,), 3, 4, 6, 0.5, False, False),
+    ("a single vector", (), 5, 7, 1, 2.0, True, True),
+    ("one output", (3,), 1, 6, 2, 0.9, True, False),
+    ("one input", (3,), 6, 1, 1, 1.1, False, True),
+    ("no rows of x", (0,), 4, 5, 2, 0.8, True, False),
+    ("scale 0", (4,), 5, 6, 2, 0.0, True, True),
+]
+
+
+def lora_cases(rng: np.random.Generator, norm_axis: None = None) -> Iterator[Case]:
+    """Cases for y = x @ (W0 + scale * B @ A).T + bias."""
+    for name, lead, d_out, d_in, rank, scale, has_bias, masked in SHAPES:
+        inputs = {
+            "x": rng.normal(size=(*lead, d_in)),
+            "W0": rng.normal(size=(d_out, d_in)),
+            "A": rng.normal(size=(rank, d_in)),
+            "B": rng.normal(size=(d_out, rank)),
+        }
+        if has_bias:
+            inputs["bias"] = rng.normal(size=d_out)
+        settings = {"scale": scale}
+        if masked:
+            settings["mask"] = (rng.random((*lead, d_in)) < 0.7) / 0.7
+        yield Case(name, inputs, settings, rng.normal(size=(*lead, d_out)))
+
+
+def dora_cases(rng: np.random.Generator, norm_axis: str) -> Iterator[Case]:
+    """The same with a magnitude that is not the norm, partly negative or zero, and odd vectors."""
+
+    def magnitude(W0):
+        m = rng.normal(size=norms(W0, norm_axis).shape)
+        m[len(m) // 2 :: 5] = 0.0
+        return m
+
+    def with_m(case, m, name=None, smooth=True, **settings):
+        settings = {**case.settings, "norm_axis": norm_axis, **settings}
+        inputs = {**case.inputs, "m": m}
+        return Case(name or case.name, inputs, settings, case.dy, smooth)
+
+    cases = list(lora_cases(rng))
+    for case in cases:
+        # A vector of one entry has no direction to change: exact dA and dB are zero but for eps
+        length = case.inputs["W0"].shape[1 if norm_axis == "per_output" else 0]
+        eps = {"eps": 0.8} if length == 1 else {}
+        yield with_m(case, magnitude(case.inputs["W0"]), **eps)
+    plain = cases[0]
+    yield with_m(plain, magnitude(plain.inputs["W0"]), "a large eps", eps=0.8)
+    W0, A, B = (plain.inputs[name] for name in ("W0", "A", "B"))
+    start = Case("at init", {**plain.inputs, "B": 0 * B}, plain.settings, plain.dy)
+    yield with_m(start, norms(W0, norm_axis))
+    dead = {"W0": W0.copy(), "A": A.copy(), "B": B.copy()}
+    index = (2, slice(None)) if norm_axis == "per_output" else (slice(None), 2)
+    dead["W0"][index] = 0
+    dead["B" if norm_axis == "per_output" else "A"][index] = 0
+    zero = Case("a zero vector", {**plain.inputs, **dead}, plain.settings, plain.dy)
+    yield with_m(zero, norms(dead["W0"], norm_axis), smooth=False)
+
+
+register(Function("lora", lora.lora_forward, lora.lora_backward, "lora", lora_cases))
+BOTH_AXES, BOTH_GRADS = ("per_output", "per_input"), ("exact", "detached")
+register(
+    Function(
+        "dora", dora.dora_forward, dora.dora_backward, "dora", dora_cases, BOTH_AXES, BOTH_GRADS
+    )
+)
+
+
+def with_frozen_norm(forward: Callable, case: Case) -> Callable:
+    """`forward` as a function whose norm stays what it is at `case`: m grows as ‖V‖ does.
+
+    y depends on m / ‖V‖ alone, so replacing m by m * ‖V‖ / ‖V at case‖ cancels the norm. This
+    gives central differences something to differentiate that has Eq. 11 as its derivative.
+    """
+    scale, norm_axis = case.settings["scale"], case.settings["norm_axis"]
+    eps = case.settings.get("eps", EPS)
+
+    def norm(W0, A, B):
+        return norms(W0 + scale * B @ A, norm_axis, eps)
+
+    c = norm(*(case.inputs[name] for name in ("W0", "A", "B")))
+
+    def frozen(W0, A, B, m, **rest):
+        return forward(W0=W0, A=A, B=B, m=m * norm(W0, A, B) / c, **rest)
+
+    return frozen
+
+
+@dataclass(frozen=True)
+class Witness:
+    """An independent source of gradients, or the reason why it is not here."""
+
+    name: str
+    gradients: Callable[[Function, Case, dict], dict] | None
+    missing: str = ""
+    tolerance: float | None = None  # None: by dtype
+
+
+def _central(function: Function, case: Case, mode: dict) -> dict:
+    forward = function.forward
+    if mode.get("norm_grad") == "detached":
+        forward = with_frozen_norm(forward, case)
+    trained = {name: a for name, a in case.inputs.items() if name != "W0"}
+
+    def y(**moved):
+        return forward(W0=case.inputs["W0"], **moved, **case.settings)[0]
+
+    return central_differences(y, trained, case.dy)
+
+
+def witnesses(device: str = "auto") -> list[Witness]:
+    """Every witness for `device`: "cpu", "cuda" or "auto" (both, where there is a GPU).
+
+    Raises ValueError for "cuda" where PyTorch sees no CUDA device.
+    """
+    one_of("device", device, ("auto", "cpu", "cuda"))
+    found = [Witness("central differences", _central, tolerance=CENTRAL_TOLERANCE)]
+    if importlib.util.find_spec("autograd"):
+        from . import oracle
+
+        def by_autograd(function, case, mode):
+            gradients = getattr(oracle, f"{function.witness}_gradients")
+            return gradients(case.dy, case.inputs, case.settings, **mode)
+
+        found.insert(0, Witness("autograd", by_autograd))
+    else:
+        found.insert(0, Witness("autograd", None, INSTALL["autograd"]))
+    return found + _torch_witnesses(device)
+
+
+def _torch_witnesses(device: str) -> list[Witness]:
+    """PyTorch on the devices asked for."""
+    if not importlib.util.find_spec("torch"):
+        if device == "cuda":
+            raise ValueError(f"device: 'cuda' needs PyTorch: {INSTALL['torch']}")
+        return [Witness("torch", None, INSTALL["torch"])]
+    import torch
+
+    from . import oracle_torch
+
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise ValueError("device: expected a CUDA device for 'cuda', PyTorch sees none; use 'cpu'")
+    devices = {"cpu": ["cpu"], "cuda": ["cuda"], "auto": ["cpu", "cuda"] if cuda else ["cpu"]}
+
+    def on(where):
+        def by_torch(function, case, mode):
+            gradients = getattr(oracle_torch, f"{function.witness}_gradients")
+            return gradients(case.dy, case.inputs, case.settings, **mode, device=where)
+
+        return Witness(f"torch {where}", by_torch)
+
+    return [on(where) for where in devices[device]]
+
+
+@dataclass
+class Line:
+    """One row of the table: the worst of all cases."""
+
+    function: str
+    mode: str
+    axis: str
+    gradient: str
+    witness: str
+    max_rel: float
+    tolerance: float
+    cases: int
+    worst_case: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether every case agrees within the tolerance."""
+        return self.max_rel <= self.tolerance
+
+
+@dataclass
+class Result:
+    """What `run` found: `lines`, and the witnesses that are not installed."""
+
+    dtype: str
+    seed: int
+    lines: list[Line] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gradient agrees with every witness that ran."""
+        return bool(self.lines) and all(line.ok for line in self.lines)
+
+    def as_json(self) -> str:
+        """The result as JSON, with the versions it was made with."""
+        lines = [{**asdict(line), "ok": line.ok} for line in self.lines]
+        return json.dumps(
+            {
+                "ok": self.ok,
+                "dtype": self.dtype,
+                "seed": self.seed,
+                "versions": versions(),
+                "not_installed": self.missing,
+                "lines": lines,
+            },
+            indent=1,
+        )
+
+
+def run(*, device: str = "auto", dtype: str = "float64", seed: int = 0) -> Result:
+    """Check every registered function against every witness, over all its cases."""
+    one_of("dtype", dtype, TOLERANCES)
+    present = witnesses(device)
+    result = Result(dtype, seed, missing={w.name: w.missing for w in present if w.missing})
+    present = [w for w in present if not w.missing]
+    for function in REGISTRY:
+        for axis in function.norm_axes:
+            cases = list(function.cases(np.random.default_rng(seed), axis))
+            for norm_grad in function.norm_grads:
+                mode = {} if norm_grad is None else {"norm_grad": norm_grad}
+                for witness in present:
+                    lines = _lines(function, axis, mode, witness, cases, dtype)
+                    result.lines.extend(lines)
+    return result
+
+
+def _lines(function, axis, mode, witness, cases, dtype) -> list[Line]:
+    """A line for each gradient of one function, axis, mode and witness."""
+    central = witness.tolerance is not None
+    tolerance = witness.tolerance or TOLERANCES[dtype]
+    lines: dict[str, Line] = {}
+    for case in cases:
+        if central and not case.smooth:
+            continue
+        rounded = case if central else case.astype(dtype)
+        _, cache = function.forward(**rounded.inputs, **rounded.settings)
+        grads = function.backward(rounded.dy, cache, **mode)._asdict()
+        expected = witness.gradients(function, rounded.astype(np.float64), mode)
+        for row in compare(grads, expected, tolerance).rows:
+            line = lines.setdefault(
+                row.name,
+                Line(
+                    function.name,
+                    mode.get("norm_grad", ""),
+                    axis or "",
+                    row.name,
+                    witness.name,
+                    -1.0,
+                    tolerance,
+                    0,
+                    "",
+                ),
+            )
+            line.cases += 1
+            if row.max_rel > line.max_rel:
+                line.max_rel, line.worst_case = row.max_rel, case.name
+    return list(lines.values())
+
+
+def table(result: Result) -> str:
+    """The result as text: a line each, then the witnesses that are missing, then the verdict."""
+    head = ("function", "mode", "axis", "gradient", "witness", "max rel error", "bound", "verdict")
+    rows = [head] + [
+        (
+            line.function,
+            line.mode or "-",
+            line.axis or "-",
+            line.gradient,
+            line.witness,
+            f"{line.max_rel:.1e}",
+            f"{line.tolerance:.0e}",
+            "agrees" if line.ok else f"DIFFERS (case: {line.worst_case})",
+        )
+        for line in result.lines
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    text = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    text += [f"not installed: {name} ({command})" for name, command in result.missing.items()]
+    bad = sum(not line.ok for line in result.lines)
+    summary = f"{len(result.lines)} gradients held against witnesses in {result.dtype}, "
+    return "\n".join([*text, summary + ("all agree" if result.ok else f"{bad} DIFFER")])
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that take part, where installed."""
+    found = {"python": platform.python_version()}
+    for package in ("minidora", "numpy", "autograd", "torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,84 @@
+"""The first witness: every function again, forward only, differentiated by the autograd library.
+
+Dense, unchecked, float64, and sharing no line with the modules it checks. The detached gradient
+of section 4.3 comes from passing the norm as a constant, `norm=`. Needs `pip install autograd`.
+"""
+
+import autograd.numpy as np
+from autograd import make_vjp
+
+AXIS = {"per_output": 1, "per_input": 0}
+
+
+def norms(W, norm_axis, eps=1e-12):
+    """Norm of each weight vector of W (d_out, d_in), as (d_out,) or (d_in,)."""
+    return np.sqrt(np.sum(W**2, axis=AXIS[norm_axis]) + eps**2)
+
+
+def decompose(W, norm_axis):
+    """Magnitudes and unit directions of W (Eq. 2)."""
+    m = norms(W, norm_axis)
+    return m, (W / m[:, None] if norm_axis == "per_output" else W / m[None, :])
+
+
+def recompose(m, V_unit, norm_axis):
+    """W from magnitudes and directions (Eq. 2)."""
+    return m[:, None] * V_unit if norm_axis == "per_output" else m[None, :] * V_unit
+
+
+def lora_delta(A, B, scale):
+    """The update of Eq. 1."""
+    return scale * np.dot(B, A)
+
+
+def lora_forward(x, W0, A, B, scale, *, bias=None, mask=None):
+    """y of Eq. 1 through the dense sum of weights."""
+    return _affine(x, W0, W0 + lora_delta(A, B, scale), bias, mask)
+
+
+def dora_weight(W0, A, B, m, scale, *, norm_axis="per_output", eps=1e-12, norm=None):
+    """W of Eq. 5; `norm`, if given, stands in for ‖V‖ as a constant."""
+    V = W0 + lora_delta(A, B, scale)
+    c = norms(V, norm_axis, eps) if norm is None else norm
+    return recompose(m / c, V, norm_axis)
+
+
+def dora_forward(
+    x, W0, A, B, m, scale, *, bias=None, norm_axis="per_output", mask=None, eps=1e-12, norm=None
+):
+    """y of Eq. 5 through the dense weight."""
+    W = dora_weight(W0, A, B, m, scale, norm_axis=norm_axis, eps=eps, norm=norm)
+    return _affine(x, W0, W, bias, mask)
+
+
+def recover_magnitude(W, W0, A, B, scale, *, norm_axis="per_output"):
+    """m from a merged W, sign included."""
+    V = W0 + lora_delta(A, B, scale)
+    return np.sum(W * V, axis=AXIS[norm_axis]) / norms(V, norm_axis)
+
+
+def lora_gradients(dy, inputs, settings):
+    """Gradients of sum(dy * lora_forward) for x, A, B and bias, as {"dx": ..., ...}."""
+    return gradients(lora_forward, dy, inputs, settings)
+
+
+def dora_gradients(dy, inputs, settings, *, norm_grad="exact"):
+    """Gradients of sum(dy * dora_forward) for x, A, B, m and bias, as {"dx": ..., ...}."""
+    if norm_grad == "detached":
+        V = inputs["W0"] + lora_delta(inputs["A"], inputs["B"], settings["scale"])
+        c = norms(V, settings["norm_axis"], settings.get("eps", 1e-12))
+        settings = {**settings, "norm": c}
+    return gradients(dora_forward, dy, inputs, settings)
+
+
+def gradients(forward, dy, inputs, settings):
+    """Gradients of sum(dy * forward(**inputs, **settings)) for every input except W0."""
+    trained = {name: value for name, value in inputs.items() if name != "W0"}
+    vjp, _ = make_vjp(lambda p: forward(W0=inputs["W0"], **p, **settings))(trained)
+    return {"d" + name: grad for name, grad in vjp(dy).items()}
+
+
+def _affine(x, W0, W, bias, mask):
+    """x @ W.T + bias, where a mask on x acts on W - W0 alone."""
+    y = np.dot(x, W.T) if mask is None else np.dot(x, W0.T) + np.dot(x * mask, (W - W0).T)
+    return y if bias is None else y + bias

@@ -1,0 +1,50 @@
+"""A witness in PyTorch: LoRA and DoRA written densely, differentiated by its autograd in float64.
+
+Shares no line with the modules it checks nor with `minidora.oracle`. Takes and returns NumPy
+arrays, computing on the device asked for. Needs `pip install "torch>=2.6,<2.14"`.
+"""
+
+import torch
+from torch.nn.functional import linear
+
+
+def lora_gradients(dy, inputs, settings, *, device="cpu"):
+    """Gradients of sum(dy * y) of a LoRA layer for x, A, B and bias, as {"dx": ..., ...}."""
+
+    def adapted(W0, A, B, **_):
+        return torch.addmm(W0, B, A, alpha=settings["scale"])
+
+    return _gradients(adapted, dy, inputs, settings, device)
+
+
+def dora_gradients(dy, inputs, settings, *, norm_grad="exact", device="cpu"):
+    """Gradients of sum(dy * y) of a DoRA layer for x, A, B, m and bias, as {"dx": ..., ...}."""
+    eps = settings.get("eps", 1e-12)
+    dim = -1 if settings["norm_axis"] == "per_output" else 0
+
+    def adapted(W0, A, B, m, **_):
+        V = torch.addmm(W0, B, A, alpha=settings["scale"])
+        c = V.square().sum(dim, keepdim=True).add(eps**2).sqrt()
+        if norm_grad == "detached":
+            c = c.detach()
+        return m.unsqueeze(dim) * (V / c)
+
+    return _gradients(adapted, dy, inputs, settings, device)
+
+
+def _gradients(adapted, dy, inputs, settings, device):
+    """Differentiate a linear layer whose weight is `adapted(**inputs)`."""
+    t = {name: _tensor(value, device) for name, value in inputs.items()}
+    trained = [name for name in t if name != "W0"]
+    for name in trained:
+        t[name].requires_grad_()
+    delta = adapted(**t) - t["W0"]
+    mask = settings.get("mask")
+    seen = t["x"] if mask is None else t["x"] * _tensor(mask, device)
+    y = linear(t["x"], t["W0"], t.get("bias")) + linear(seen, delta)
+    grads = torch.autograd.grad(y, [t[name] for name in trained], _tensor(dy, device))
+    return {"d" + n: g.cpu().numpy() for n, g in zip(trained, grads, strict=True)}
+
+
+def _tensor(array, device):
+    return torch.tensor(array, dtype=torch.float64, device=device)
