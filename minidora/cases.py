@@ -1,0 +1,93 @@
+"""Awkward arguments for the layers, where the bugs of a gradient cannot hide.
+
+Not square, B not zero, m not the norm, scale not 1, bias, both axes, and then the edges: ranks
+above both dimensions, no rows, single vectors, zero vectors, a large eps.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .decomposition import norms
+
+
+@dataclass(frozen=True)
+class Case:
+    """One awkward set of arguments: `forward(**inputs, **settings)`, and the cotangent dy."""
+
+    name: str
+    inputs: dict[str, np.ndarray]
+    settings: dict
+    dy: np.ndarray
+    smooth: bool = True  # False where the function bends within a central difference's step
+
+    def astype(self, dtype) -> "Case":
+        """The same case with every array rounded to `dtype`."""
+        settings = {
+            k: v.astype(dtype) if hasattr(v, "astype") else v for k, v in self.settings.items()
+        }
+        inputs = {name: a.astype(dtype) for name, a in self.inputs.items()}
+        return Case(self.name, inputs, settings, self.dy.astype(dtype), self.smooth)
+
+
+SHAPES = [
+    # name, leading dimensions of x, d_out, d_in, rank, scale, bias, mask
+    ("plain", (5,), 6, 9, 2, 0.7, True, False),
+    ("masked, two leading dimensions", (2, 3), 9, 4, 3, -1.3, True, True),
+    ("rank above both dimensions", (4,), 3, 4, 6, 0.5, False, False),
+    ("a single vector", (), 5, 7, 1, 2.0, True, True),
+    ("one output", (3,), 1, 6, 2, 0.9, True, False),
+    ("one input", (3,), 6, 1, 1, 1.1, False, True),
+    ("no rows of x", (0,), 4, 5, 2, 0.8, True, False),
+    ("scale 0", (4,), 5, 6, 2, 0.0, True, True),
+]
+
+
+def lora_cases(rng: np.random.Generator, norm_axis: None = None) -> Iterator[Case]:
+    """Cases for y = x @ (W0 + scale * B @ A).T + bias."""
+    for name, lead, d_out, d_in, rank, scale, has_bias, masked in SHAPES:
+        inputs = {
+            "x": rng.normal(size=(*lead, d_in)),
+            "W0": rng.normal(size=(d_out, d_in)),
+            "A": rng.normal(size=(rank, d_in)),
+            "B": rng.normal(size=(d_out, rank)),
+        }
+        if has_bias:
+            inputs["bias"] = rng.normal(size=d_out)
+        settings = {"scale": scale}
+        if masked:
+            settings["mask"] = (rng.random((*lead, d_in)) < 0.7) / 0.7
+        yield Case(name, inputs, settings, rng.normal(size=(*lead, d_out)))
+
+
+def dora_cases(rng: np.random.Generator, norm_axis: str) -> Iterator[Case]:
+    """The same with a magnitude that is not the norm, partly negative or zero, and odd vectors."""
+
+    def magnitude(W0):
+        m = rng.normal(size=norms(W0, norm_axis).shape)
+        m[len(m) // 2 :: 5] = 0.0
+        return m
+
+    def with_m(case, m, name=None, smooth=True, **settings):
+        settings = {**case.settings, "norm_axis": norm_axis, **settings}
+        inputs = {**case.inputs, "m": m}
+        return Case(name or case.name, inputs, settings, case.dy, smooth)
+
+    cases = list(lora_cases(rng))
+    for case in cases:
+        # A vector of one entry has no direction to change: exact dA and dB are zero but for eps
+        length = case.inputs["W0"].shape[1 if norm_axis == "per_output" else 0]
+        eps = {"eps": 0.8} if length == 1 else {}
+        yield with_m(case, magnitude(case.inputs["W0"]), **eps)
+    plain = cases[0]
+    yield with_m(plain, magnitude(plain.inputs["W0"]), "a large eps", eps=0.8)
+    W0, A, B = (plain.inputs[name] for name in ("W0", "A", "B"))
+    start = Case("at init", {**plain.inputs, "B": 0 * B}, plain.settings, plain.dy)
+    yield with_m(start, norms(W0, norm_axis))
+    dead = {"W0": W0.copy(), "A": A.copy(), "B": B.copy()}
+    index = (2, slice(None)) if norm_axis == "per_output" else (slice(None), 2)
+    dead["W0"][index] = 0
+    dead["B" if norm_axis == "per_output" else "A"][index] = 0
+    zero = Case("a zero vector", {**plain.inputs, **dead}, plain.settings, plain.dy)
+    yield with_m(zero, norms(dead["W0"], norm_axis), smooth=False)

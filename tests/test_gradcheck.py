@@ -1,0 +1,90 @@
+"""The checker is checked: it must reject what is wrong and say where."""
+
+import numpy as np
+import pytest
+
+from minidora.gradcheck import central_differences, compare, relative_error
+
+
+def test_relative_error_is_on_the_scale_of_the_array():
+    assert relative_error([1.0, 2.0], [1.0, 4.0]) == 0.5
+    assert relative_error([0.0, 0.25], [0.0, 0.0]) == 0.25
+    assert relative_error([], []) == 0.0
+    assert relative_error([np.nan, 1.0], [1.0, 1.0]) == np.inf
+    assert relative_error([1.0, 1.0], [np.inf, 1.0]) == np.inf
+
+
+def test_central_differences_of_a_known_function():
+    def f(a, b):
+        return np.sin(a) @ b
+
+    rng = np.random.default_rng(0)
+    a, b, dy = rng.normal(size=(3, 4)), rng.normal(size=(4, 2)), rng.normal(size=(3, 2))
+    grads = central_differences(f, {"a": a, "b": b}, dy)
+    expected = {"da": np.cos(a) * (dy @ b.T), "db": np.sin(a).T @ dy}
+    compare(grads, expected, 1e-9).raise_if_failed()
+
+
+def test_central_differences_leave_the_inputs_alone():
+    a = np.array([1.0, 2.0])
+    a.flags.writeable = False
+    grads = central_differences(lambda a: a**2, {"a": a}, np.ones(2))
+    np.testing.assert_allclose(grads["da"], [2, 4], rtol=1e-9)
+
+
+def test_a_large_value_moves_by_more():
+    grads = central_differences(lambda a: a**2, {"a": np.array([1e8])}, np.ones(1))
+    np.testing.assert_allclose(grads["da"], [2e8], rtol=1e-9)
+
+
+def test_the_step_is_the_one_asked_for():
+    (cubed,) = central_differences(lambda a: a**3, {"a": np.array([0.0])}, np.ones(1), step=0.5)[
+        "da"
+    ]
+    assert cubed == 0.25  # the error of the step itself: step²
+
+
+def test_report_of_an_agreement():
+    report = compare({"dA": np.array([[1.0, 2.0]])}, {"dA": np.array([[1.0, 2.0]])}, 1e-9)
+    assert report.ok
+    report.raise_if_failed()
+    assert "agrees" in str(report) and "DIFFERS" not in str(report)
+
+
+def test_report_of_a_difference_names_it_and_shows_both_values():
+    got, right = np.zeros((2, 3)), np.zeros((2, 3))
+    got[1, 2], right[1, 2], right[0, 0] = 0.125, 0.75, 2.0
+    got[0, 0] = 2.0
+    report = compare({"dA": got, "dx": np.ones(2)}, {"dA": right, "dx": np.ones(2)}, 1e-9)
+    row = report.rows[0]
+    assert (row.name, row.shape, row.max_abs, row.max_rel) == ("dA", (2, 3), 0.625, 0.3125)
+    assert (row.worst, row.got, row.expected, row.ok) == ((1, 2), 0.125, 0.75, False)
+    with pytest.raises(AssertionError, match="gradients differ: dA\n") as failure:
+        report.raise_if_failed()
+    for part in ("(2, 3)", "DIFFERS", "[1, 2]", "0.125", "0.75"):
+        assert part in str(failure.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_never_agrees(bad):
+    report = compare({"dx": np.array([1.0, bad])}, {"dx": np.array([1.0, 2.0])}, 1e9)
+    assert not report.ok
+    assert report.rows[0].worst == (1,)
+
+
+def test_tolerance_is_a_bound_of_the_relative_error():
+    right = {"dx": np.array([100.0])}
+    assert compare({"dx": np.array([100.1])}, right, 1.1e-3).ok
+    assert not compare({"dx": np.array([100.1])}, right, 0.9e-3).ok
+
+
+def test_nothing_to_compare_is_an_error():
+    with pytest.raises(ValueError, match=r"grads: expected the names \['dx', 'dy'\], got \['dx'\]"):
+        compare({"dx": np.ones(1)}, {"dx": np.ones(1), "dy": np.ones(1)}, 1e-9)
+    with pytest.raises(ValueError, match=r"dx: expected shape \(2,\), got shape \(1,\)"):
+        compare({"dx": np.ones(1)}, {"dx": np.ones(2)}, 1e-9)
+
+
+def test_a_missing_bias_is_no_difference():
+    assert compare({"dx": np.ones(1), "dbias": None}, {"dx": np.ones(1)}, 1e-9).ok
+    assert compare({"dx": np.ones((0, 2))}, {"dx": np.ones((0, 2))}, 1e-9).ok

@@ -1,0 +1,65 @@
+"""The witnesses agree with the library's forwards, and share nothing with it."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minidora
+from minidora.cases import dora_cases
+from minidora.gradcheck import relative_error
+
+PACKAGE = Path(minidora.__file__).parent
+AXES = ("per_output", "per_input")
+
+
+@pytest.mark.parametrize("module", ["oracle", "oracle_torch"])
+def test_a_witness_imports_nothing_of_minidora(module):
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    plain = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+    assert imports or plain
+    assert all(node.level == 0 and not node.module.startswith("minidora") for node in imports)
+    assert all(not name.name.startswith("minidora") for node in plain for name in node.names)
+
+
+@pytest.mark.parametrize("norm_axis", AXES)
+def test_every_function_has_its_twin_in_the_oracle(norm_axis):
+    oracle = pytest.importorskip("minidora.oracle", exc_type=ImportError)
+    for case in dora_cases(np.random.default_rng(8), norm_axis):
+        W0, A, B, m = (case.inputs[name] for name in "W0 A B m".split())
+        scale, eps = case.settings["scale"], case.settings.get("eps", 1e-12)
+        pairs = [
+            (minidora.norms(W0, norm_axis, eps), oracle.norms(W0, norm_axis, eps)),
+            (minidora.lora_delta(A, B, scale), oracle.lora_delta(A, B, scale)),
+            *zip(minidora.decompose(W0, norm_axis), oracle.decompose(W0, norm_axis), strict=True),
+            (minidora.recompose(m, W0, norm_axis), oracle.recompose(m, W0, norm_axis)),
+            (
+                minidora.dora_weight(W0, A, B, m, scale, norm_axis=norm_axis, eps=eps),
+                oracle.dora_weight(W0, A, B, m, scale, norm_axis=norm_axis, eps=eps),
+            ),
+            (
+                minidora.dora_forward(**case.inputs, **case.settings)[0],
+                oracle.dora_forward(**case.inputs, **case.settings),
+            ),
+        ]
+        if case.smooth:
+            W = np.random.default_rng(0).normal(size=W0.shape)
+            both = [
+                module.recover_magnitude(W, W0, A, B, scale, norm_axis=norm_axis)
+                for module in (minidora, oracle)
+            ]
+            pairs.append(tuple(both))
+        for ours, theirs in pairs:
+            assert relative_error(ours, theirs) < 1e-13
+
+
+@pytest.mark.parametrize("norm_axis", AXES)
+def test_the_detached_oracle_is_the_norm_passed_as_a_constant(norm_axis):
+    oracle = pytest.importorskip("minidora.oracle", exc_type=ImportError)
+    case = next(dora_cases(np.random.default_rng(8), norm_axis))
+    exact = oracle.dora_gradients(case.dy, case.inputs, case.settings)
+    detached = oracle.dora_gradients(case.dy, case.inputs, case.settings, norm_grad="detached")
+    assert relative_error(detached["dm"], exact["dm"]) < 1e-14
+    assert relative_error(detached["dB"], exact["dB"]) > 0.01
