@@ -1,0 +1,84 @@
+"""The checkers behind the lessons' exercises: each shows "right", "not yet" or "wrong: why".
+
+A lesson imports the checkers of its own module (`minidora.exercises.lesson01`, ...). An exercise
+is "not yet" while its answer, or what its function returns, is still `...`.
+"""
+
+import os
+from collections.abc import Callable
+from functools import wraps
+
+import numpy as np
+
+from ..gradcheck import relative_error
+
+FAST = bool(os.environ.get("MINIDORA_FAST"))
+"""True where MINIDORA_FAST=1 asks a lesson for fewer steps and seeds, as the tests do."""
+
+
+class Verdict(str):
+    """What a checker says, coloured in a notebook."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        colour = {"r": "#009E73", "n": "#666666", "w": "#D55E00"}[self[0]]
+        text = self.replace("&", "&amp;").replace("<", "&lt;")
+        return f'<b style="color:{colour}">{text}</b>'
+
+
+class NotYet(Exception):
+    """The answer is still `...`."""
+
+
+class Wrong(Exception):
+    """The answer is not right, and this is why."""
+
+
+def checker(check: Callable) -> Callable:
+    """Turn a function that raises `Wrong` into one that returns a Verdict.
+
+    `check` gets the learner's answer. Whatever else the answer raises is wrong too, and named.
+    """
+
+    @wraps(check)
+    def verdict(answer) -> Verdict:
+        try:
+            if answer is ...:
+                raise NotYet
+            check(answer)
+        except NotYet:
+            return Verdict("not yet")
+        except Wrong as why:
+            return Verdict(f"wrong: {why}")
+        except Exception as error:  # a learner's mistake may raise anything
+            return Verdict(f"wrong: it raised {type(error).__name__}: {error}")
+        return Verdict("right")
+
+    return verdict
+
+
+def ask(function: Callable, *arguments):
+    """What the learner's function returns; NotYet where that is, or holds, `...`."""
+    with np.errstate(all="ignore"):
+        result = function(*arguments)
+    parts = result if isinstance(result, tuple) else (result,)
+    if any(part is ... for part in parts):
+        raise NotYet
+    return result
+
+
+def expect(condition: bool, why: str) -> None:
+    """Raise Wrong with the reason unless the condition holds."""
+    if not condition:
+        raise Wrong(why)
+
+
+def same(got, right, why: str, tolerance: float = 1e-9) -> None:
+    """Raise Wrong unless `got` has the shape and, within tolerance, the values of `right`."""
+    got, right = np.asarray(got, float), np.asarray(right, float)
+    expect(got.shape == right.shape, f"expected shape {right.shape}, got shape {got.shape}")
+    expect(relative_error(got, right) <= tolerance, why)

@@ -1,0 +1,168 @@
+"""Every figure of the lessons. Takes plain arrays, returns a matplotlib Figure, computes nothing.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; every series also differs in
+marker or position. The paper stays white, so a figure reads the same in a dark notebook.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", GREY)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE = {
+    "figure.facecolor": "white",
+    "figure.dpi": 90,
+    "savefig.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "font.size": 10,
+}
+
+
+@contextmanager
+def _figure(rows=1, columns=1, size=(6.0, 3.6), **options):
+    """A styled figure with its axes, closed so that a notebook shows it once, where returned."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
+        yield figure, axes
+        plt.close(figure)
+
+
+def plane(vectors: Mapping[str, Sequence[float]], *, between=None, unit_circle=True, title=""):
+    """Labelled arrows in the plane: `vectors` {label: end} from the origin, `between` {label:
+    (start, end)} from anywhere.
+    """
+    arrows = [(label, (0, 0), end) for label, end in vectors.items()]
+    arrows += [(label, start, end) for label, (start, end) in (between or {}).items()]
+    with _figure(size=(4.6, 4.2)) as (figure, ax):
+        if unit_circle:
+            ax.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, ls=":"))
+            ax.annotate("length 1", (0.71, -0.71), (3, -12), textcoords="offset points", color=GREY)
+        points = np.array([point for _, start, end in arrows for point in (start, end)])
+        for i, (label, start, end) in enumerate(arrows):
+            color = PALETTE[i % len(PALETTE)]
+            ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 2})
+            halfway = i >= len(vectors)
+            at = (np.array(start) + end) / 2 if halfway else end
+            beside = (6, 4) if i % 2 == 0 or halfway else (2, -16)
+            ax.annotate(label, at, beside, textcoords="offset points", color=color)
+        low, high = points.min(0), points.max(0)
+        margin = 0.28 * max(high - low)
+        edge = 1.2 if unit_circle else margin
+        ax.set_xlim(min(low[0] - margin, -edge), max(high[0] + 1.6 * margin, edge))
+        ax.set_ylim(min(low[1] - margin, -edge), max(high[1] + margin, edge))
+        ax.set_aspect("equal")
+        ax.axhline(0, color="#dddddd", zorder=0)
+        ax.axvline(0, color="#dddddd", zorder=0)
+        ax.set_title(title)
+    return figure
+
+
+def templates(directions, magnitudes, names=None, *, title=""):
+    """Each row of `directions` as a square picture over a bar of its magnitude.
+
+    directions: (k, side²); magnitudes: (k,). Orange pixels speak for the class, blue against.
+    """
+    k, side = len(directions), int(np.sqrt(np.shape(directions)[1]))
+    names = range(k) if names is None else names
+    limit = np.abs(directions).max()
+    size = (1.05 * k + 0.6, 2.6)
+    ratios = {"height_ratios": [2.2, 1], "hspace": 0.05}
+    with _figure(2, k, size, squeeze=False, gridspec_kw=ratios) as (figure, axes):
+        for column, (w, m, name) in enumerate(zip(directions, magnitudes, names, strict=True)):
+            top, bottom = axes[:, column]
+            image = top.imshow(np.reshape(w, (side, side)), cmap="PuOr_r", vmin=-limit, vmax=limit)
+            top.set_title(str(name), loc="center")
+            top.set(xticks=[], yticks=[])
+            for spine in top.spines.values():
+                spine.set_visible(False)
+            bottom.bar([0], [m], color=BLUE, width=0.6)
+            bottom.annotate(f"{m:.1f}", (0, m), (0, 2), textcoords="offset points", ha="center")
+            bottom.set(xlim=(-0.6, 0.6), ylim=(0, 1.25 * max(magnitudes)), xticks=[], yticks=[])
+            bottom.spines["left"].set_visible(False)
+        axes[1, 0].set_ylabel("magnitude")
+        axes[0, 0].set_ylabel("direction")
+        figure.colorbar(image, ax=axes[0, :].tolist(), shrink=0.8, label="for / against")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def bars(values: Mapping[str, Mapping[str, float]], *, title="", ylabel="", percent=False):
+    """Grouped bars. values: {series: {group: value}}, each bar with its number on top."""
+    groups = list(next(iter(values.values())))
+    width = 0.8 / len(values)
+    with _figure(size=(max(5.0, 2.1 * len(groups)), 3.4)) as (figure, ax):
+        for i, (series, heights) in enumerate(values.items()):
+            at = np.arange(len(groups)) + (i - (len(values) - 1) / 2) * width
+            drawn = ax.bar(
+                at,
+                list(heights.values()),
+                0.92 * width,
+                label=series,
+                color=PALETTE[i],
+                hatch=("", "//", "..", "xx")[i % 4],
+                edgecolor="white",
+            )
+            ax.bar_label(drawn, fmt="{:.0%}" if percent else "{:.3g}", fontsize=9)
+        ax.set_xticks(range(len(groups)), groups)
+        ax.set(title=title, ylabel=ylabel)
+        if percent:
+            ax.yaxis.set_major_formatter("{x:.0%}")
+        if len(values) > 1:
+            figure.legend(loc="outside lower center", ncols=len(values))
+    return figure
+
+
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title="",
+    xlabel="",
+    ylabel="",
+    log="",
+    markers=True,
+):
+    """One line for each series. lines: {label: (x, y)}; log: any of "x", "y", "xy"."""
+    with _figure() as (figure, ax):
+        for i, (label, (x, y)) in enumerate(lines.items()):
+            marker = MARKERS[i % len(MARKERS)] if markers else None
+            dashes = "-" if markers else ("-", "--", "-.", ":")[i % 4]
+            ax.plot(x, y, dashes, marker=marker, ms=5, color=PALETTE[i % 7], label=label)
+        if "x" in log:
+            ax.set_xscale("log")
+            ticks = next(iter(lines.values()))[0]
+            if len(ticks) <= 12:
+                ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+                ax.minorticks_off()
+        if "y" in log:
+            ax.set_yscale("log")
+        ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        if len(lines) > 1:
+            ax.legend()
+    return figure
+
+
+def growth(clouds: Mapping[str, tuple], *, title=""):
+    """Growth of every norm against what Pythagoras predicts. clouds: {name: (predicted, grown)}."""
+    columns = len(clouds)
+    with _figure(1, columns, (3.1 * columns, 3.4), squeeze=False) as (figure, axes):
+        for i, (name, (predicted, grown)) in enumerate(clouds.items()):
+            ax = axes[0, i]
+            every = np.concatenate([np.ravel(predicted), np.ravel(grown), [0.0]])
+            pad = 0.05 * np.ptp(every)
+            line = [every.min() - pad, every.max() + pad]
+            ax.plot(line, line, color=GREY, lw=1, label="update at a right angle")
+            ax.axhline(0, color="#dddddd", zorder=0)
+            ax.plot(predicted, grown, MARKERS[i], ms=4, alpha=0.7, color=PALETTE[i])
+            ax.set(title=name, xlabel="predicted: m / (1 − ΔD) − m", xlim=line, ylim=line)
+        axes[0, 0].set_ylabel("measured growth of ‖w‖")
+        axes[0, 0].legend(loc="upper left", fontsize=8)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure

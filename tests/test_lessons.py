@@ -1,0 +1,145 @@
+"""Every lesson runs top to bottom, as shipped and solved, and its checkers know right from wrong.
+
+In the solved run each exercise first gets its planted wrong answers, then its folded solution.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="needs nbformat: pip install nbclient")
+nbclient = pytest.importorskip("nbclient", reason="needs nbclient: pip install nbclient")
+for package in ("matplotlib", "sklearn", "autograd", "ipykernel"):
+    pytest.importorskip(package, reason=f"the lessons need {package}: pip install .[lessons]")
+
+LESSONS = sorted((Path(__file__).parent.parent / "lessons").glob("*.ipynb"))
+by_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+
+WRONG = {  # lesson: for each exercise, answers its checker must call wrong
+    "01_decomposition": [
+        [
+            "def split_rows(W):\n    m = np.sqrt((W**2).sum(0))\n    return m, W / m",
+            "def split_rows(W):\n    with np.errstate(all='ignore'):\n"
+            "        m = np.linalg.norm(W, axis=1)\n        return m, W / m[:, None]",
+            "split_rows = lambda W: undefined_name",
+        ],
+        [
+            "def louder(W, row, factor):\n    W[row] *= factor\n    return W",
+            "def louder(W, row, factor):\n    return W * factor",
+            "def louder(W, row, factor):\n    V = W.copy()\n    V[:, row] *= factor\n    return V",
+        ],
+        ["shapes = ((768,), (3072,))", "shapes = ((3072, 1), (1, 768))"],
+    ],
+    "02_low_rank_update": [
+        [
+            "def lora_gradients(dy, x, A, B, scale):\n    return (dy @ B).T @ x, dy.T @ (x @ A.T)",
+            "def lora_gradients(dy, x, A, B, scale):\n"
+            "    return x.T @ (scale * dy @ B), scale * dy.T @ (x @ A.T)",
+        ],
+        [
+            "def right_angle_growth(m, dD):\n    return m / (1 - dD)",
+            "def right_angle_growth(m, dD):\n    return m * dD",
+        ],
+        ["largest_rank = 64", "largest_rank = 43"],
+    ],
+    "03_dora_layer": [
+        [
+            "def merged_weight(W0, A, B, m, scale):\n"
+            "    c = norms(W0, 'per_output')\n"
+            "    return m[:, None] * (W0 + scale * B @ A) / c[:, None]",
+            "def merged_weight(W0, A, B, m, scale):\n"
+            "    V = W0 + B @ A\n    return m[:, None] * V / norms(V, 'per_output')[:, None]",
+            "def merged_weight(W0, A, B, m, scale):\n    return W0 + scale * B @ A",
+        ],
+        ["def extra_parameters(d_out, d_in, norm_axis):\n    return d_in"],
+        ["def magnitude_back(W, W0, A, B, scale):\n    return norms(W, 'per_output')"],
+        ["bug = 'wrong axis'", "bug = 'eps'"],
+    ],
+}
+
+
+def tagged(cell, tag):
+    return tag in cell.metadata.get("tags", [])
+
+
+def solution_code(cell):
+    """The Python inside a folded solution."""
+    (code,) = re.findall(r"<details>.*?```python\n(.*?)```.*?</details>", cell.source, re.S)
+    return code
+
+
+def execute(notebook, path):
+    """Run all cells in a fresh kernel, in the lessons' folder, as Jupyter would."""
+    resources = {"metadata": {"path": str(path.parent)}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    return notebook
+
+
+def verdict(cell):
+    """What a check cell shows: its last output, as plain text."""
+    return cell.outputs[-1]["data"]["text/plain"]
+
+
+def solved(notebook, wrong_answers):
+    """The notebook with each stub replaced by wrong answers and then by its solution."""
+    cells, exercise = [], 0
+    for i, cell in enumerate(notebook.cells):
+        if not tagged(cell, "exercise"):
+            cells.append(cell)
+            continue
+        check, solution = notebook.cells[i + 1 : i + 3]
+        assert tagged(check, "check") and tagged(solution, "solution")
+        for answer in wrong_answers[exercise]:
+            cells.append(nbformat.v4.new_code_cell(answer))
+            cells.append(nbformat.v4.new_code_cell(check.source, metadata={"tags": ["wrong"]}))
+        cells.append(nbformat.v4.new_code_cell(solution_code(solution)))
+        exercise += 1
+    assert exercise == len(wrong_answers)
+    notebook.cells = cells
+    return notebook
+
+
+def test_there_are_lessons_and_each_has_planted_wrong_answers():
+    assert {path.stem for path in LESSONS} == set(WRONG)
+    for exercises in WRONG.values():
+        assert 2 <= len(exercises) <= 4 and all(exercises)
+
+
+@by_lesson
+def test_committed_as_executed(path):
+    notebook = nbformat.read(path, 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert path.stat().st_size < 500_000
+    for cell in code:
+        assert not any(output.output_type == "error" for output in cell.outputs)
+        assert not re.search(r"/(root|home|work|tmp)/", str(cell.outputs))
+
+
+@by_lesson
+def test_every_exercise_has_a_check_and_a_solution(path):
+    notebook = nbformat.read(path, 4)
+    counts = [sum(tagged(c, t) for c in notebook.cells) for t in ("exercise", "check", "solution")]
+    assert counts[0] == counts[1] == counts[2] == len(WRONG[path.stem])
+    assert all("..." in cell.source for cell in notebook.cells if tagged(cell, "exercise"))
+
+
+@pytest.mark.lessons
+@by_lesson
+def test_as_shipped_every_checker_says_not_yet(path):
+    notebook = execute(nbformat.read(path, 4), path)
+    verdicts = [verdict(cell) for cell in notebook.cells if tagged(cell, "check")]
+    assert verdicts == ["not yet"] * len(WRONG[path.stem])
+
+
+@pytest.mark.lessons
+@by_lesson
+def test_solved_every_checker_says_right_and_calls_wrong_wrong(path):
+    notebook = execute(solved(nbformat.read(path, 4), WRONG[path.stem]), path)
+    for cell in notebook.cells:
+        if tagged(cell, "check"):
+            assert verdict(cell) == "right"
+        if tagged(cell, "wrong"):
+            assert verdict(cell).startswith("wrong: "), verdict(cell)
+            assert len(verdict(cell)) > len("wrong: ") + 10  # it says why
