@@ -162,9 +162,9 @@ class Inputs:
         return dxm if self.mask is None else self.mask * dxm + (1 - self.mask) * dy_W0
 
     def output(self, y: Array) -> Array:
-        """(n, d_out) with the bias added, in the leading dimensions and the dtype of x."""
+        """(n, d_out), with the bias added in place, in the leading dimensions and dtype of x."""
         if self.bias is not None:
-            y = y + self.bias
+            y += self.bias
         return y.astype(self.dtypes["x"], copy=False).reshape(*self.lead, self.d_out)
 
     def cotangent(self, dy: Any) -> Array:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from . import dora, lora
+from . import dora, factored, lora
 from ._arguments import EPS, one_of
 from .cases import Case, dora_cases, lora_cases
 from .decomposition import norms
@@ -51,12 +51,9 @@ def register(function: Function) -> None:
 
 
 register(Function("lora", lora.lora_forward, lora.lora_backward, "lora", lora_cases))
-BOTH_AXES, BOTH_GRADS = ("per_output", "per_input"), ("exact", "detached")
-register(
-    Function(
-        "dora", dora.dora_forward, dora.dora_backward, "dora", dora_cases, BOTH_AXES, BOTH_GRADS
-    )
-)
+MODES = (dora_cases, ("per_output", "per_input"), ("exact", "detached"))
+register(Function("dora", dora.dora_forward, dora.dora_backward, "dora", *MODES))
+register(Function("factored", factored.dora_forward, factored.dora_backward, "dora", *MODES))
 
 
 def with_frozen_norm(forward: Callable, case: Case) -> Callable:

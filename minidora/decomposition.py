@@ -13,7 +13,7 @@ import numpy as np
 
 from ._arguments import EPS, Array, floating, number, shaped, summed_axis
 
-__all__ = ["EPS", "decompose", "norms", "recompose"]
+__all__ = ["EPS", "decompose", "norms", "recompose", "squared_norms"]
 
 
 def norms(W: Array, norm_axis: str, eps: float = EPS) -> Array:
@@ -28,12 +28,22 @@ def norms(W: Array, norm_axis: str, eps: float = EPS) -> Array:
     >>> norms(np.array([[3.0, 4.0], [0.0, 2.0]]), "per_input").round(3)
     array([3.   , 4.472])
     """
-    W = floating("W", W, ndim=2)
     eps = number("eps", eps, minimum=0)
-    kept = "i" if summed_axis(norm_axis) == 1 else "j"
-    wide = np.result_type(W, np.float64)
-    squares = np.einsum(f"ij,ij->{kept}", W, W, dtype=wide)  # (d_out,) or (d_in,)
+    squares = squared_norms(W, norm_axis)  # (d_out,) or (d_in,)
     return np.sqrt(squares + eps * eps).astype(np.result_type(W, np.float32), copy=False)
+
+
+def squared_norms(W: Array, norm_axis: str) -> Array:
+    """Squared norm of each weight vector, sum(w²), summed in float64 and returned so.
+
+    W: (d_out, d_in), never copied. Returns (d_out,) for "per_output", (d_in,) for "per_input".
+
+    >>> squared_norms(np.array([[3.0, 4.0], [0.0, 2.0]]), "per_output")
+    array([25.,  4.])
+    """
+    W = floating("W", W, ndim=2)
+    kept = "i" if summed_axis(norm_axis) == 1 else "j"
+    return np.einsum(f"ij,ij->{kept}", W, W, dtype=np.result_type(W, np.float64))
 
 
 def decompose(W: Array, norm_axis: str) -> tuple[Array, Array]:

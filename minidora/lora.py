@@ -84,7 +84,7 @@ def lora_forward(x, W0, A, B, scale, *, bias=None, mask=None) -> tuple[Array, Lo
     """
     inputs, p = layer(x, W0, A, B, scale, bias=bias, mask=mask)
     h = inputs.xm @ p.A.T  # (n, r)
-    y = inputs.x @ p.W0.T + p.scale * h @ p.B.T  # (n, d_out)
+    y = inputs.x @ p.W0.T + (p.scale * h) @ p.B.T  # (n, d_out)
     return inputs.output(y), LoRACache(inputs, p, h)
 
 
@@ -93,8 +93,8 @@ def lora_backward(dy: Array, cache: LoRACache) -> LoRAGrads:
     inputs, p, h = cache
     dy = inputs.cotangent(dy)  # (n, d_out)
     # y = x @ W0.T + scale * h @ B.T + bias
-    dB = p.scale * dy.T @ h  # (d_out, r)
-    dh = p.scale * dy @ p.B  # (n, r)
+    dB = dy.T @ (p.scale * h)  # (d_out, r)
+    dh = dy @ (p.scale * p.B)  # (n, r)
     # h = xm @ A.T, with xm = x * mask
     dA = dh.T @ inputs.xm  # (r, d_in)
     dxm = dh @ p.A  # (n, d_in)

@@ -115,6 +115,7 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title="", ylabel="", perc
         ax.set(title=title, ylabel=ylabel)
         if percent:
             ax.yaxis.set_major_formatter("{x:.0%}")
+            ax.set_ylim(0, 1.08)
         if len(values) > 1:
             figure.legend(loc="outside lower center", ncols=len(values))
     return figure

@@ -23,13 +23,21 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "def split_rows(W):\n    with np.errstate(all='ignore'):\n"
             "        m = np.linalg.norm(W, axis=1)\n        return m, W / m[:, None]",
             "split_rows = lambda W: undefined_name",
+            "def split_rows(W):\n    m = np.sqrt((W**2).sum(1) + 1e-12)\n"
+            "    return m, W / m[:, None]",
+            "def split_rows(W):\n    pass",
         ],
         [
             "def louder(W, row, factor):\n    W[row] *= factor\n    return W",
             "def louder(W, row, factor):\n    return W * factor",
             "def louder(W, row, factor):\n    V = W.copy()\n    V[:, row] *= factor\n    return V",
         ],
-        ["shapes = ((768,), (3072,))", "shapes = ((3072, 1), (1, 768))"],
+        [
+            "shapes = ((768,), (3072,))",
+            "shapes = ((3072, 1), (1, 768))",
+            "shapes = ((3072), (768))",
+            "shapes = ((3072,),)",
+        ],
     ],
     "02_low_rank_update": [
         [

@@ -65,6 +65,7 @@ def ask(function: Callable, *arguments):
     """What the learner's function returns; NotYet where that is, or holds, `...`."""
     with np.errstate(all="ignore"):
         result = function(*arguments)
+    expect(result is not None, "your function returns nothing; did you forget `return`?")
     parts = result if isinstance(result, tuple) else (result,)
     if any(part is ... for part in parts):
         raise NotYet

@@ -17,6 +17,8 @@ def split_rows(answer):
     right_m, right_unit = decompose(W, "per_output")
     expect(np.shape(m) != (6,), "one magnitude for each row: sum over the columns, axis 1")
     expect(np.isfinite(m).all() and np.isfinite(V_unit).all(), "a zero row gives nan: mind eps")
+    linear = np.sqrt((W**2).sum(1) + 1e-12)
+    expect(not np.array_equal(m, linear), "inside the root it is eps squared, 1e-24")
     same(m, right_m, "these are not the lengths of the rows")
     same(V_unit, right_unit, "the rows of V_unit are not W's rows scaled to length 1")
 
@@ -36,8 +38,9 @@ def louder(answer):
 @checker
 def shapes(answer):
     """The shapes of m for W (3072, 768): (per_output, per_input)."""
-    if any(part is ... for part in answer):
-        ask(lambda: ...)
+    answer = ask(lambda: tuple(answer))
     expect(len(answer) == 2, "give two shapes: per_output, then per_input")
-    expect(tuple(answer) != ((768,), (3072,)), "the other way round: W is (d_out, d_in)")
-    expect(tuple(map(tuple, answer)) == ((3072,), (768,)), "one number for each weight vector")
+    tuples = all(isinstance(shape, tuple) for shape in answer)
+    expect(tuples, "a shape is a tuple; with one entry it needs a comma, as in (5,)")
+    expect(answer != ((768,), (3072,)), "the other way round: W is (d_out, d_in)")
+    expect(answer == ((3072,), (768,)), "one number for each weight vector")

@@ -23,8 +23,11 @@ def lora_gradients(answer):
     right = central_differences(y, moved, dy)
     expect(np.shape(dA) == (2, 4), f"dA has shape {np.shape(dA)}, A has (2, 4)")
     expect(np.shape(dB) == (3, 2), f"dB has shape {np.shape(dB)}, B has (3, 2)")
-    same(np.multiply(dA, 1.0), right["dA"], "dA differs from its finite difference", 1e-6)
-    same(np.multiply(dB, 1.0), right["dB"], "dB differs from its finite difference", 1e-6)
+    for name, got in (("dA", dA), ("dB", dB)):
+        for factor, why in ((0.7, "the scale is missing"), (5, "dy already holds any averaging")):
+            forgotten = np.allclose(np.multiply(got, factor), right[name])
+            expect(not forgotten, f"{name} is off by a factor: {why}")
+        same(got, right[name], f"{name} differs from its finite difference", 1e-6)
 
 
 @checker
@@ -37,6 +40,7 @@ def right_angle_growth(answer):
     m, longer = np.linalg.norm(w), np.linalg.norm(w + d)
     got = ask(answer, m, 1 - w @ (w + d) / (m * longer))
     expect(not np.isclose(got, longer), "that is the new length; the growth is what it gained")
+    expect(not np.isclose(got, np.linalg.norm(d)), "that is the length of the update itself")
     same(got, longer - m, "a right triangle: w is the leg next to the angle, w + d the hypotenuse")
 
 

@@ -20,9 +20,15 @@ def merged_weight(answer):
     W = ask(answer, W0, A, B, m, scale)
     expect(np.shape(W) == W0.shape, f"W has shape {np.shape(W)}, W0 has {W0.shape}")
     V = W0 + scale * B @ A
-    divided = m[:, None] * V / norms(W0, "per_output")[:, None]
-    expect(not np.allclose(W, divided), "you divide by the norms of W0; Eq. 5 divides by V's own")
-    expect(not np.allclose(W, dora_weight(W0, A, B, m, 1.0)), "the scale is missing")
+    expect(not np.allclose(W, V), "that is V; it still has to be divided by its norms, times m")
+    unscaled = W0 + B @ A
+    for norm_of, why in (
+        (W0, "you divide by the norms of W0; Eq. 5 divides by V's own"),
+        (unscaled, "the scale is missing in the norm"),
+    ):
+        divided = m[:, None] * V / norms(norm_of, "per_output")[:, None]
+        expect(not np.allclose(W, divided), why)
+    expect(not np.allclose(W, dora_weight(W0, A, B, m, 1.0)), "the scale is missing in V")
     same(W, dora_weight(W0, A, B, m, scale), "rows of W should be m times unit vectors along V")
 
 
@@ -57,8 +63,8 @@ def which_bug(answer):
     names = ("wrong axis", "norm of W0", "no scale in the norm", "bias scaled")
     expect(answer in names, f"choose one of {names}")
     reason = {
-        "wrong axis": "its row norms would not come near m for any scale; try scale = 1",
-        "norm of W0": "then nothing would change by B in the norm; try scale = 1",
+        "wrong axis": "at scale = 1 its rows are m long, which a wrong axis cannot give",
+        "norm of W0": "at scale = 1 its rows are m long, which dividing by W0's norms cannot give",
         "bias scaled": "a weight alone has no bias",
     }
     expect(answer == "no scale in the norm", reason.get(answer, ""))
