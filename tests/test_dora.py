@@ -1,9 +1,9 @@
-"""Eq. 5-7 and 11: the textbook layer, forward and backward, and its merged weight."""
+"""Eq. 5-7 and 11: the textbook and the factored layer, forward and backward; the merged weight."""
 
 import numpy as np
 import pytest
 
-from minidora import dora, norms
+from minidora import dora, factored, norms
 from minidora.cases import dora_cases
 from minidora.check import with_frozen_norm
 from minidora.gradcheck import central_differences, compare, relative_error
@@ -18,9 +18,15 @@ by_case = pytest.mark.parametrize("norm_axis, case", CASES)
 by_mode = pytest.mark.parametrize("norm_grad", GRADS)
 
 
-def grads_of(case, norm_grad):
-    _, cache = dora.dora_forward(**case.inputs, **case.settings)
-    return dora.dora_backward(case.dy, cache, norm_grad=norm_grad)._asdict()
+@pytest.fixture(params=[dora, factored], ids=["textbook", "factored"])
+def layer(request):
+    """Both layers: the same signatures, the same answers."""
+    return request.param
+
+
+def grads_of(layer, case, norm_grad):
+    _, cache = layer.dora_forward(**case.inputs, **case.settings)
+    return layer.dora_backward(case.dy, cache, norm_grad=norm_grad)._asdict()
 
 
 def plain_case(norm_axis):
@@ -28,7 +34,7 @@ def plain_case(norm_axis):
 
 
 @by_case
-def test_forward_vector_by_vector(norm_axis, case):
+def test_forward_vector_by_vector(layer, norm_axis, case):
     """Eq. 5 in loops, nothing shared with the layer."""
     x, W0, A, B, m = (case.inputs[name] for name in "x W0 A B m".split())
     V = W0 + case.settings["scale"] * np.einsum("or,ri->oi", B, A)
@@ -38,33 +44,33 @@ def test_forward_vector_by_vector(norm_axis, case):
         W[index] = m[i] * V[index] / (sum(v * v for v in V[index]) + eps**2) ** 0.5
     mask = case.settings.get("mask", np.ones_like(x))
     expected = x @ W0.T + (x * mask) @ (W - W0).T + case.inputs.get("bias", 0)
-    y, _ = dora.dora_forward(**case.inputs, **case.settings)
+    y, _ = layer.dora_forward(**case.inputs, **case.settings)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-12)
     assert y.shape == case.dy.shape
 
 
 @by_case
 @by_mode
-def test_gradients_equal_autograds(norm_axis, case, norm_grad):
+def test_gradients_equal_autograds(layer, norm_axis, case, norm_grad):
     oracle = pytest.importorskip("minidora.oracle", exc_type=ImportError)
     expected = oracle.dora_gradients(case.dy, case.inputs, case.settings, norm_grad=norm_grad)
-    compare(grads_of(case, norm_grad), expected, 1e-9).raise_if_failed()
+    compare(grads_of(layer, case, norm_grad), expected, 1e-9).raise_if_failed()
 
 
 @by_case
 @by_mode
-def test_gradients_equal_torchs(norm_axis, case, norm_grad):
+def test_gradients_equal_torchs(layer, norm_axis, case, norm_grad):
     torch_oracle = pytest.importorskip("minidora.oracle_torch", exc_type=ImportError)
     expected = torch_oracle.dora_gradients(case.dy, case.inputs, case.settings, norm_grad=norm_grad)
-    compare(grads_of(case, norm_grad), expected, 1e-9).raise_if_failed()
+    compare(grads_of(layer, case, norm_grad), expected, 1e-9).raise_if_failed()
 
 
 @by_case
 @by_mode
-def test_gradients_equal_central_differences(norm_axis, case, norm_grad):
+def test_gradients_equal_central_differences(layer, norm_axis, case, norm_grad):
     if not case.smooth:
         pytest.skip("a vector bends within eps of zero, far inside a difference's step")
-    forward = dora.dora_forward
+    forward = layer.dora_forward
     if norm_grad == "detached":
         forward = with_frozen_norm(forward, case)
     trained = {name: value for name, value in case.inputs.items() if name != "W0"}
@@ -73,13 +79,13 @@ def test_gradients_equal_central_differences(norm_axis, case, norm_grad):
         return forward(W0=case.inputs["W0"], **moved, **case.settings)[0]
 
     expected = central_differences(f, trained, case.dy)
-    compare(grads_of(case, norm_grad), expected, 1e-6).raise_if_failed()
+    compare(grads_of(layer, case, norm_grad), expected, 1e-6).raise_if_failed()
 
 
 @pytest.mark.parametrize("norm_axis", AXES)
-def test_exact_and_detached_differ_in_dA_and_dB_alone(norm_axis):
+def test_exact_and_detached_differ_in_dA_and_dB_alone(layer, norm_axis):
     case = plain_case(norm_axis)
-    exact, detached = (grads_of(case, norm_grad) for norm_grad in GRADS)
+    exact, detached = (grads_of(layer, case, norm_grad) for norm_grad in GRADS)
     for name in ("dx", "dm", "dbias"):
         np.testing.assert_array_equal(exact[name], detached[name])
     for name in ("dA", "dB"):
@@ -87,29 +93,29 @@ def test_exact_and_detached_differ_in_dA_and_dB_alone(norm_axis):
 
 
 @pytest.mark.parametrize("norm_axis", AXES)
-def test_the_exact_gradient_is_orthogonal_to_every_vector_of_V(norm_axis):
+def test_the_exact_gradient_is_orthogonal_to_every_vector_of_V(layer, norm_axis):
     """With A = I and scale = 1, dB is dV itself: Eq. 6 leaves nothing of it along V."""
     rng = np.random.default_rng(4)
     W0, B, A = rng.normal(size=(5, 7)), rng.normal(size=(5, 7)), np.eye(7)
     m = norms(W0, norm_axis)
     x, dy = rng.normal(size=(6, 7)), rng.normal(size=(6, 5))
-    _, cache = dora.dora_forward(x, W0, A, B, m, 1.0, norm_axis=norm_axis)
+    _, cache = layer.dora_forward(x, W0, A, B, m, 1.0, norm_axis=norm_axis)
     V, axis = W0 + B, 1 if norm_axis == "per_output" else 0
-    exact = dora.dora_backward(dy, cache).dB
+    exact = layer.dora_backward(dy, cache).dB
     np.testing.assert_allclose((exact * V).sum(axis), 0, atol=1e-12)
-    detached = dora.dora_backward(dy, cache, norm_grad="detached").dB
+    detached = layer.dora_backward(dy, cache, norm_grad="detached").dB
     assert np.abs((detached * V).sum(axis)).min() > 1e-3
 
 
 @pytest.mark.parametrize("norm_axis", AXES)
-def test_vectors_of_one_entry_have_no_direction_to_learn(norm_axis):
+def test_vectors_of_one_entry_have_no_direction_to_learn(layer, norm_axis):
     rng = np.random.default_rng(9)
     d_out, d_in = (6, 1) if norm_axis == "per_output" else (1, 6)
     W0, A, B = rng.normal(size=(d_out, d_in)), rng.normal(size=(1, d_in)), np.ones((d_out, 1))
-    _, cache = dora.dora_forward(
+    _, cache = layer.dora_forward(
         rng.normal(size=(4, d_in)), W0, A, B, np.ones(6), 0.5, norm_axis=norm_axis
     )
-    grads = dora.dora_backward(rng.normal(size=(4, d_out)), cache)
+    grads = layer.dora_backward(rng.normal(size=(4, d_out)), cache)
     np.testing.assert_allclose(grads.dA, 0, atol=1e-12)
     np.testing.assert_allclose(grads.dB, 0, atol=1e-12)
 
@@ -192,66 +198,66 @@ def test_recovered_magnitudes_of_float16_are_float32():
 
 
 @pytest.mark.parametrize("norm_axis", AXES)
-def test_a_mask_of_zeros_is_the_base_and_of_ones_is_no_mask(norm_axis):
+def test_a_mask_of_zeros_is_the_base_and_of_ones_is_no_mask(layer, norm_axis):
     case = plain_case(norm_axis)
     x, W0, bias = (case.inputs[name] for name in ("x", "W0", "bias"))
-    closed, cache = dora.dora_forward(**case.inputs, **case.settings, mask=np.zeros_like(x))
+    closed, cache = layer.dora_forward(**case.inputs, **case.settings, mask=np.zeros_like(x))
     np.testing.assert_allclose(closed, x @ W0.T + bias, atol=1e-13)
-    grads = dora.dora_backward(case.dy, cache)
+    grads = layer.dora_backward(case.dy, cache)
     np.testing.assert_allclose(grads.dx, case.dy @ W0, atol=1e-13)
     assert not grads.dm.any() and not grads.dA.any() and not grads.dB.any()
-    opened, _ = dora.dora_forward(**case.inputs, **case.settings, mask=np.ones_like(x))
-    unmasked, _ = dora.dora_forward(**case.inputs, **case.settings)
+    opened, _ = layer.dora_forward(**case.inputs, **case.settings, mask=np.ones_like(x))
+    unmasked, _ = layer.dora_forward(**case.inputs, **case.settings)
     np.testing.assert_allclose(opened, unmasked, atol=1e-13)
 
 
-def test_bias_arrives_as_it_is():
+def test_bias_arrives_as_it_is(layer):
     case = plain_case("per_output")
     without = {name: a for name, a in case.inputs.items() if name != "bias"}
-    y, _ = dora.dora_forward(**case.inputs, **case.settings)
-    bare, cache = dora.dora_forward(**without, **case.settings)
+    y, _ = layer.dora_forward(**case.inputs, **case.settings)
+    bare, cache = layer.dora_forward(**without, **case.settings)
     np.testing.assert_allclose(y - bare, np.broadcast_to(case.inputs["bias"], y.shape), atol=1e-13)
-    assert dora.dora_backward(case.dy, cache).dbias is None
+    assert layer.dora_backward(case.dy, cache).dbias is None
 
 
 @pytest.mark.parametrize("norm_axis", AXES)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_every_result_has_the_dtype_of_its_own_array(norm_axis, dtype):
+def test_every_result_has_the_dtype_of_its_own_array(layer, norm_axis, dtype):
     case = list(dora_cases(np.random.default_rng(2), norm_axis))[1].astype(dtype)
     settings = {**case.settings, "scale": np.float64(0.7), "eps": np.float64(1e-12)}
-    y, cache = dora.dora_forward(**case.inputs, **settings)
-    grads = dora.dora_backward(case.dy, cache)
+    y, cache = layer.dora_forward(**case.inputs, **settings)
+    grads = layer.dora_backward(case.dy, cache)
     assert {a.dtype for a in (y, grads.dx, grads.dA, grads.dB, grads.dbias)} == {np.dtype(dtype)}
     assert grads.dm.dtype == np.result_type(dtype, np.float32)
 
 
-def test_mixed_dtypes_go_back_to_their_own():
+def test_mixed_dtypes_go_back_to_their_own(layer):
     case = plain_case("per_output")
     inputs = {**case.inputs, "x": case.inputs["x"].astype("float32")}
-    y, cache = dora.dora_forward(**inputs, **case.settings)
-    grads = dora.dora_backward(case.dy.astype("float32"), cache)
+    y, cache = layer.dora_forward(**inputs, **case.settings)
+    grads = layer.dora_backward(case.dy.astype("float32"), cache)
     assert y.dtype == grads.dx.dtype == np.float32
     assert grads.dA.dtype == grads.dm.dtype == np.float64
 
 
-def test_nothing_passed_in_is_changed():
+def test_nothing_passed_in_is_changed(layer):
     case = list(dora_cases(np.random.default_rng(2), "per_output"))[1]
     for array in (*case.inputs.values(), case.settings["mask"], case.dy):
         array.flags.writeable = False  # NumPy itself refuses a write
-    _, cache = dora.dora_forward(**case.inputs, **case.settings)
-    dora.dora_backward(case.dy, cache)
+    _, cache = layer.dora_forward(**case.inputs, **case.settings)
+    layer.dora_backward(case.dy, cache)
 
 
-def test_leading_dimensions_are_only_a_shape():
+def test_leading_dimensions_are_only_a_shape(layer):
     case = plain_case("per_output")
     rng = np.random.default_rng(0)
     x, dy = rng.normal(size=(2, 3, 4, 9)), rng.normal(size=(2, 3, 4, 6))
     rest = {name: a for name, a in case.inputs.items() if name != "x"}
-    y, cache = dora.dora_forward(x, **rest, **case.settings)
-    flat_y, flat_cache = dora.dora_forward(x.reshape(-1, 9), **rest, **case.settings)
+    y, cache = layer.dora_forward(x, **rest, **case.settings)
+    flat_y, flat_cache = layer.dora_forward(x.reshape(-1, 9), **rest, **case.settings)
     np.testing.assert_array_equal(y.reshape(-1, 6), flat_y)
     grads, flat = (
-        dora.dora_backward(d, c) for d, c in ((dy, cache), (dy.reshape(-1, 6), flat_cache))
+        layer.dora_backward(d, c) for d, c in ((dy, cache), (dy.reshape(-1, 6), flat_cache))
     )
     assert grads.dx.shape == x.shape
     np.testing.assert_array_equal(grads.dx.reshape(-1, 9), flat.dx)

@@ -1,0 +1,170 @@
+"""How magnitude and direction move, and the paper's arguments about gradients, measured.
+
+ΔM and ΔD are Eq. 3 and 4. The two scenarios S1 and S2 of Eq. 8-10 say that a vector whose gradient
+turns it less has a larger magnitude gradient. The claim beside Eq. 6 is that the gradient of V has
+a covariance closer to a multiple of the identity than that of W.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ._arguments import Array, floating, number, shaped, summed_axis
+from .decomposition import norms
+from .projection import direction_gradient, step
+
+__all__ = [
+    "CovarianceStats",
+    "Scenarios",
+    "covariance_stats",
+    "direction_change",
+    "gradient_covariances",
+    "magnitude_change",
+    "scenarios",
+    "spearman",
+]
+
+
+def magnitude_change(W0, W, norm_axis, *, per_vector=False, signed=False):
+    """ΔM (Eq. 3): the mean of | ‖w‖ - ‖w0‖ | over the weight vectors.
+
+    W0, W: (d_out, d_in). per_vector gives (d_out,) or (d_in,) instead of the mean; signed leaves
+    out the absolute value, so that growth and shrinkage can be told apart.
+
+    >>> magnitude_change(np.array([[3.0, 4.0]]), np.array([[6.0, 8.0]]), "per_output")
+    5.0
+    """
+    W0, W = _pair(W0, W)
+    change = norms(W, norm_axis) - norms(W0, norm_axis)
+    change = change if signed else np.abs(change)
+    return change if per_vector else float(change.mean())
+
+
+def direction_change(W0, W, norm_axis, *, per_vector=False):
+    """ΔD (Eq. 4): the mean of 1 - cos(w, w0) over the weight vectors.
+
+    W0, W: (d_out, d_in). per_vector gives (d_out,) or (d_in,) instead of the mean. Vectors of zero
+    length have no direction and count as turned by a right angle, ΔD = 1.
+
+    >>> direction_change(np.array([[3.0, 0.0]]), np.array([[0.0, 2.0]]), "per_output")
+    1.0
+    """
+    W0, W = _pair(W0, W)
+    lengths = norms(W0, norm_axis) * norms(W, norm_axis)
+    change = 1 - (W0 * W).sum(summed_axis(norm_axis)) / lengths
+    return change if per_vector else float(change.mean())
+
+
+def _pair(W0, W) -> tuple[Array, Array]:
+    W0 = floating("W0", W0, ndim=2)
+    return W0, shaped("W", W, W0.shape, "the shape of W0")
+
+
+def spearman(a: Array, b: Array) -> float:
+    """Spearman's rank correlation of two arrays (n,); ties share their mean rank.
+
+    >>> spearman(np.array([1.0, 2.0, 9.0]), np.array([-5.0, 0.0, 0.1]))
+    1.0
+    """
+    a = floating("a", a, ndim=1)
+    b = shaped("b", b, a.shape, "the shape of a")
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1].round(12))
+
+
+def _ranks(values: Array) -> Array:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[place]
+
+
+class Scenarios(NamedTuple):
+    """S1 against S2 over the weight vectors of one matrix, (d_out,) or (d_in,) each."""
+
+    magnitude_gradient: Array  # |dL/dm|
+    turn_equal: Array  # ΔD of a step of one length for all, along the gradient
+    turn_sgd: Array  # ΔD of the step that gradient descent takes
+    spearman_equal: float
+    spearman_sgd: float
+
+
+def scenarios(W0: Array, G: Array, norm_axis: str, *, rate: float) -> Scenarios:
+    """The argument of Eq. 8-10, at B = 0: does the vector that turns less have the larger |dm|?
+
+    W0, G = dL/dW: (d_out, d_in). |dm| = ‖g‖ |cos(g, w0)|. The paper compares steps of equal length,
+    where a small turn means a large |cos|; real steps are as long as their gradients. Both are
+    returned, each step `rate` times the gradient, or rate times the mean length of a gradient.
+    """
+    W0, G = _pair(W0, G)
+    rate = number("rate", rate, minimum=0)
+    axis = summed_axis(norm_axis)
+    dm = (G * W0).sum(axis) / norms(W0, norm_axis)  # Eq. 7 at V = W0
+    lengths = norms(G, norm_axis)
+    equal = G / np.expand_dims(lengths, axis) * lengths.mean()
+    angles = [step(W0, D, rate, norm_axis).angle for D in (equal, G)]
+    turns = [2 * np.sin(angle / 2) ** 2 for angle in angles]  # 1 - cos, also for small angles
+    size = np.abs(dm)
+    return Scenarios(size, *turns, spearman(size, turns[0]), spearman(size, turns[1]))
+
+
+class CovarianceStats(NamedTuple):
+    """How far a covariance matrix (d, d) is from a multiple of the identity."""
+
+    eigenvalues: Array  # (d,), largest first
+    effective_rank: float  # exp of the entropy of the eigenvalues' shares; d for the identity
+    distance: float  # ‖C - (tr C / d) I‖ / ‖C‖, Frobenius; 0 for the identity
+
+
+def covariance_stats(samples: Array) -> CovarianceStats:
+    """Statistics of the covariance of samples (n, d) over n.
+
+    The effective rank is Roy and Vetterli's (2007). Raises ValueError for fewer than two samples,
+    and for samples that are all the same.
+
+    >>> covariance_stats(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])).distance
+    0.0
+    """
+    samples = floating("samples", samples, ndim=2).astype(np.float64, copy=False)
+    n, d = samples.shape
+    centred = samples - samples.mean(0) if n else samples
+    if n < 2 or not centred.any():
+        raise ValueError(f"samples: expected two or more that differ, got shape {samples.shape}")
+    # The squared singular values of the centred samples are n times the eigenvalues
+    found = np.linalg.svd(centred, compute_uv=False) ** 2 / n
+    eigenvalues = np.zeros(d)
+    eigenvalues[: len(found)] = found
+    share = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
+    spread = eigenvalues - eigenvalues.mean()
+    distance = np.sqrt((spread**2).sum() / (eigenvalues**2).sum())
+    return CovarianceStats(
+        eigenvalues, float(np.exp(-(share * np.log(share)).sum())), float(distance)
+    )
+
+
+def gradient_covariances(
+    x: Array, dy: Array, V: Array, m: Array, norm_axis: str, *, norm_grad: str = "exact"
+) -> tuple[list[CovarianceStats], list[CovarianceStats]]:
+    """Covariances of per-example gradients, with respect to W and to V, a pair for each vector.
+
+    x: (n, d_in) and dy: (n, d_out), what enters a linear layer and what reaches its output, row by
+    row; V: (d_out, d_in); m: (d_out,) or (d_in,). One example's dL/dW is the outer product of its
+    dy and x. Vectors whose gradients are all the same (a dead neuron's) are left out of both lists.
+    """
+    V = floating("V", V, ndim=2)
+    x, dy = floating("x", x, ndim=2), floating("dy", dy, ndim=2)
+    shaped("x", x, (len(x), V.shape[1]), "(n, d_in)")
+    shaped("dy", dy, (len(x), V.shape[0]), "(n, d_out)")
+    m = shaped("m", m, norms(V, norm_axis).shape, f"one per vector, {norm_axis}")
+    of_W, of_V = [], []
+    for i in range(len(m)):
+        if norm_axis == "per_output":
+            gradients, v = dy[:, i, None] * x, V[i]  # (n, d_in)
+        else:
+            gradients, v = dy * x[:, i, None], V[:, i]  # (n, d_out)
+        if np.ptp(gradients, axis=0).any():
+            of_W.append(covariance_stats(gradients))
+            # n copies of v, so that each example's gradient meets the same projector
+            copies = np.broadcast_to(v, gradients.shape)
+            scale = np.full(len(x), m[i])
+            dV = direction_gradient(gradients, copies, scale, "per_output", norm_grad=norm_grad)
+            of_V.append(covariance_stats(dV))
+    return of_W, of_V
