@@ -69,13 +69,17 @@ def floating(name: str, value: Any, *, ndim: int | None = None) -> Array:
     return array
 
 
-def shaped(name: str, value: Any, expected: tuple[int, ...], because: str = "") -> Array:
-    """A floating array of exactly the `expected` shape."""
+def shaped(name: str, value: Any, expected: tuple[int, ...], because: str) -> Array:
+    """A floating array of exactly the `expected` shape; `because` says where that comes from."""
     array = floating(name, value)
     if array.shape != expected:
-        why = f" ({because})" if because else ""
-        raise ValueError(f"{name}: expected shape {expected}{why}, got shape {array.shape}")
+        raise ValueError(f"{name}: expected shape {expected} ({because}), got shape {array.shape}")
     return array
+
+
+def cast(array: Array, dtype) -> Array:
+    """`array` in `dtype`; the same object, never a copy, where it is that already."""
+    return array.astype(dtype, copy=False)
 
 
 def finite(name: str, array: Array) -> Array:
@@ -111,12 +115,12 @@ class Weights:
         """(d_out,) or (d_in,) as (d_out, 1) or (1, d_in), to multiply a weight matrix."""
         return np.expand_dims(per_vector, self.axis)
 
-    def like(self, name: str, array: Array | None) -> Array | None:
+    def like(self, name: str, array: Array) -> Array:
         """`array` in the dtype that the argument `name` came in."""
-        return None if array is None else array.astype(self.dtypes[name], copy=False)
+        return cast(array, self.dtypes[name])
 
 
-def weights(W0, A, B, scale, *, m=..., norm_axis="per_output", compute=np.float32) -> Weights:
+def weights(W0, A, B, scale, *, norm_axis: str, m=..., compute=np.float32) -> Weights:
     """Check the parameters of a layer; `compute` is the least dtype to compute in.
 
     m is left out (`...`) where a layer has none, as in LoRA; None is an error like any other.
@@ -136,8 +140,8 @@ def weights(W0, A, B, scale, *, m=..., norm_axis="per_output", compute=np.float3
     else:
         m = shaped("m", m, (W0.shape[1 - axis],), f"one per vector, {norm_axis}")
         dtypes["m"] = np.result_type(m, np.float32)
-        m = m.astype(compute, copy=False)
-    W0, A, B = (array.astype(compute, copy=False) for array in (W0, A, B))
+        m = cast(m, compute)
+    W0, A, B = (cast(array, compute) for array in (W0, A, B))
     return Weights(W0, A, B, m, scale, norm_axis, dtypes)
 
 
@@ -165,23 +169,23 @@ class Inputs:
         """(n, d_out), with the bias added in place, in the leading dimensions and dtype of x."""
         if self.bias is not None:
             y += self.bias
-        return y.astype(self.dtypes["x"], copy=False).reshape(*self.lead, self.d_out)
+        return cast(y, self.dtypes["x"]).reshape(*self.lead, self.d_out)
 
     def cotangent(self, dy: Any) -> Array:
         """`dy`, checked against y, as (n, d_out) in the dtype to compute in."""
         dy = shaped("dy", dy, (*self.lead, self.d_out), "the shape of y")
-        return dy.reshape(-1, self.d_out).astype(self.x.dtype, copy=False)
+        return cast(dy.reshape(-1, self.d_out), self.x.dtype)
 
     def dx(self, dx: Array) -> Array:
         """(n, d_in) in the shape and dtype of x."""
-        return dx.astype(self.dtypes["x"], copy=False).reshape(*self.lead, dx.shape[1])
+        return cast(dx, self.dtypes["x"]).reshape(*self.lead, dx.shape[1])
 
     def dbias(self, dy: Array) -> Array | None:
         """Gradient of the bias, (d_out,), or None where the layer has none."""
-        return None if self.bias is None else dy.sum(0).astype(self.dtypes["bias"], copy=False)
+        return None if self.bias is None else cast(dy.sum(0), self.dtypes["bias"])
 
 
-def layer(x, W0, A, B, scale, *, m=..., bias=None, mask=None, norm_axis="per_output"):
+def layer(x, W0, A, B, scale, *, norm_axis: str, m=..., bias=None, mask=None):
     """Check all the arguments of a forward pass: (Inputs, Weights), in one compute dtype."""
     x = floating("x", x)
     w = weights(W0, A, B, scale, m=m, norm_axis=norm_axis, compute=np.result_type(x, np.float32))
@@ -190,11 +194,11 @@ def layer(x, W0, A, B, scale, *, m=..., bias=None, mask=None, norm_axis="per_out
         raise ValueError(f"x: expected shape (..., {d_in}) for d_in = {d_in}, got shape {x.shape}")
     compute, dtypes = w.W0.dtype, {"x": x.dtype}
     if bias is not None:
-        bias = shaped("bias", bias, (d_out,), "(d_out,)")
+        bias = shaped("bias", bias, (d_out,), "d_out")
         dtypes["bias"] = bias.dtype
-        bias = bias.astype(compute, copy=False)
+        bias = cast(bias, compute)
     if mask is not None:
         mask = shaped("mask", mask, x.shape, "the shape of x")
-        mask = mask.reshape(-1, d_in).astype(compute, copy=False)
-    flat = x.reshape(-1, d_in).astype(compute, copy=False)
+        mask = cast(mask.reshape(-1, d_in), compute)
+    flat = cast(x.reshape(-1, d_in), compute)
     return Inputs(flat, bias, mask, x.shape[:-1], d_out, dtypes), w

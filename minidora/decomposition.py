@@ -11,7 +11,7 @@ make up one vector is `norm_axis`:
 
 import numpy as np
 
-from ._arguments import EPS, Array, floating, number, shaped, summed_axis
+from ._arguments import EPS, Array, cast, floating, number, shaped, summed_axis
 
 __all__ = ["EPS", "decompose", "norms", "recompose", "squared_norms"]
 
@@ -30,7 +30,7 @@ def norms(W: Array, norm_axis: str, eps: float = EPS) -> Array:
     """
     eps = number("eps", eps, minimum=0)
     squares = squared_norms(W, norm_axis)  # (d_out,) or (d_in,)
-    return np.sqrt(squares + eps * eps).astype(np.result_type(W, np.float32), copy=False)
+    return cast(np.sqrt(squares + eps * eps), np.result_type(W, np.float32))
 
 
 def squared_norms(W: Array, norm_axis: str) -> Array:
@@ -61,7 +61,7 @@ def decompose(W: Array, norm_axis: str) -> tuple[Array, Array]:
     """
     m = norms(W, norm_axis)
     V_unit = W / np.expand_dims(m, summed_axis(norm_axis))  # (d_out, d_in)
-    return m, V_unit.astype(np.asarray(W).dtype, copy=False)
+    return m, cast(V_unit, np.asarray(W).dtype)
 
 
 def recompose(m: Array, V_unit: Array, norm_axis: str) -> Array:
@@ -77,4 +77,4 @@ def recompose(m: Array, V_unit: Array, norm_axis: str) -> Array:
     V_unit = floating("V_unit", V_unit, ndim=2)
     axis = summed_axis(norm_axis)
     m = shaped("m", m, (V_unit.shape[1 - axis],), f"one per vector, {norm_axis}")
-    return (np.expand_dims(m, axis) * V_unit).astype(V_unit.dtype, copy=False)
+    return cast(np.expand_dims(m, axis) * V_unit, V_unit.dtype)

@@ -10,7 +10,18 @@ from typing import NamedTuple
 import numpy as np
 
 from . import lora
-from ._arguments import Array, Inputs, Weights, finite, floating, layer, one_of, shaped, weights
+from ._arguments import (
+    Array,
+    Inputs,
+    Weights,
+    cast,
+    finite,
+    floating,
+    layer,
+    one_of,
+    shaped,
+    weights,
+)
 from .decomposition import EPS, norms
 
 __all__ = [
@@ -129,8 +140,7 @@ def recover_magnitude(W, W0, A, B, scale, *, norm_axis="per_output", eps=EPS) ->
     these arrays gives the m of the nearest one that could have been.
     """
     p = weights(W0, A, B, scale, norm_axis=norm_axis)
-    W = shaped("W", W, p.W0.shape, "the shape of W0").astype(p.W0.dtype, copy=False)
+    W = shaped("W", W, p.W0.shape, "the shape of W0")
     V = p.W0 + p.scale * p.B @ p.A  # (d_out, d_in)
-    wide = np.result_type(V, np.float64)
-    along = (W * V.astype(wide)).sum(p.axis)  # (d_out,) or (d_in,)
-    return (along / norms(V, norm_axis, eps)).astype(p.W0.dtype, copy=False)
+    along = (W * V).sum(p.axis, dtype=np.result_type(V, np.float64))  # (d_out,) or (d_in,)
+    return cast(along / norms(V, norm_axis, eps), V.dtype)

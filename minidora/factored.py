@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._arguments import Array, Inputs, Weights, layer, number, one_of, shaped
+from ._arguments import Array, Inputs, Weights, cast, layer, number, one_of, shaped
 from .decomposition import EPS, squared_norms
 from .dora import DoRAGrads
 
@@ -185,4 +185,4 @@ def _norms(
     chosen = squares < GUARD * positive
     if chosen.any():
         squares[chosen] = squared_norms(V_of(chosen), p.norm_axis)
-    return np.sqrt(squares + eps * eps).astype(p.W0.dtype, copy=False)
+    return cast(np.sqrt(squares + eps * eps), p.W0.dtype)

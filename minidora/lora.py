@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._arguments import Array, Inputs, Weights, floating, layer, number, positive_int, shaped
+from ._arguments import Array, Inputs, Weights, cast, floating, layer, number, positive_int, shaped
 
 __all__ = ["LoRAGrads", "init", "lora_backward", "lora_delta", "lora_forward", "scaling"]
 
@@ -54,8 +54,8 @@ def lora_delta(A: Array, B: Array, scale: float) -> Array:
     A, B = floating("A", A, ndim=2), floating("B", B, ndim=2)
     shaped("B", B, (B.shape[0], A.shape[0]), f"(d_out, r) beside A of shape {A.shape}")
     compute = np.result_type(A, B, np.float32)
-    delta = number("scale", scale) * (B.astype(compute) @ A.astype(compute))
-    return delta.astype(B.dtype, copy=False)
+    delta = number("scale", scale) * (cast(B, compute) @ cast(A, compute))
+    return cast(delta, B.dtype)
 
 
 class LoRAGrads(NamedTuple):
@@ -82,7 +82,7 @@ def lora_forward(x, W0, A, B, scale, *, bias=None, mask=None) -> tuple[Array, Lo
     an inverted-dropout mask on what the adapter sees. Returns y: (..., d_out) in x's dtype, and
     the cache for `lora_backward`. Raises TypeError or ValueError that names the argument.
     """
-    inputs, p = layer(x, W0, A, B, scale, bias=bias, mask=mask)
+    inputs, p = layer(x, W0, A, B, scale, norm_axis="per_output", bias=bias, mask=mask)
     h = inputs.xm @ p.A.T  # (n, r)
     y = inputs.x @ p.W0.T + (p.scale * h) @ p.B.T  # (n, d_out)
     return inputs.output(y), LoRACache(inputs, p, h)

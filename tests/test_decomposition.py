@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minidora import decompose, norms, recompose
-from minidora.decomposition import EPS
+from minidora.decomposition import EPS, squared_norms
 
 AXES = ("per_output", "per_input")
 W = np.array([[3.0, 4.0, 0.0], [5.0, 0.0, 12.0]])
@@ -74,3 +74,11 @@ def test_norms_accumulate_in_float64():
     assert norms(row, "per_output")[0] == np.float32(exact)
     big = np.full((1, 10**6), 0.1, np.float32)
     assert norms(big, "per_output")[0] == pytest.approx(float(np.float32(0.1)) * 1e3, rel=1e-7)
+
+
+def test_more_than_float64_stays_more_than_float64():
+    W = np.full((1, 3), np.longdouble(1) / 3)
+    if np.finfo(W.dtype).eps == np.finfo(np.float64).eps:
+        pytest.skip("long double is double on this machine")
+    assert squared_norms(W, "per_output").dtype == W.dtype
+    assert abs(squared_norms(W, "per_output")[0] - np.longdouble(1) / 3) < 1e-18

@@ -187,6 +187,37 @@ def test_a_zero_vector_tells_nothing_of_its_magnitude():
     np.testing.assert_allclose(dora.recover_magnitude(W, W0, A, B, 1.0), [0, 5])
 
 
+def test_recovered_magnitudes_are_summed_in_float64_and_use_eps():
+    row = np.full((1, 2**20), 1, "float32")
+    row[0, 0] = 2**12  # its square swallows a float32 sum of ones
+    A, B = np.zeros((1, 2**20), "float32"), np.zeros((1, 1), "float32")
+    (m,) = dora.recover_magnitude(row, row, A, B, 1.0)
+    assert m == np.float32((2.0**24 + 2**20 - 1) ** 0.5)
+    small = np.array([[3.0]])
+    (m,) = dora.recover_magnitude(small, small, np.zeros((1, 1)), np.zeros((1, 1)), 1.0, eps=4.0)
+    assert m == 9 / 5
+
+
+def test_init_uses_the_eps_asked_for():
+    _, _, m = dora.init(np.array([[3.0]]), 1, np.random.default_rng(0), eps=4.0)
+    assert m == 5
+
+
+@pytest.mark.parametrize("wide", ["x", "W0", "A", "B"])
+def test_arithmetic_runs_in_the_widest_dtype(layer, wide):
+    case = plain_case("per_output")
+    inputs = {**case.astype("float32").inputs}
+    inputs[wide] = inputs[wide].astype("float64")
+    y, cache = layer.dora_forward(**inputs, scale=0.7)  # per_output is the default
+    assert y.dtype == inputs["x"].dtype
+    assert cache.weights.m.dtype == cache.c.dtype == cache.inputs.x.dtype == np.float64
+    grads = layer.dora_backward(case.dy, cache)  # and so is exact
+    names = ("x", "A", "B", "m", "bias")
+    assert [g.dtype for g in grads] == [inputs[name].dtype for name in names]
+    expected, _ = dora.dora_forward(**inputs, scale=0.7, norm_axis="per_output")
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
+
+
 def test_recovered_magnitudes_of_float16_are_float32():
     W0, A, B = (np.full(s, 0.5, "float16") for s in ((2, 3), (1, 3), (2, 1)))
     back = dora.recover_magnitude(W0, W0, A, B, 1.0)

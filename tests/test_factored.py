@@ -167,3 +167,17 @@ def test_W0_is_used_where_it_lies(norm_axis):
         np.testing.assert_allclose(ours["y"], expected, atol=1e-12)
         _, cache = factored.dora_forward(**inputs, **case.settings)
         assert cache.weights.W0 is inputs["W0"]
+
+
+def test_small_products_are_summed_in_float64():
+    a = np.array([[4096, 1, 1]], "float32")  # 2**24 + 1 is no float32
+    (total,) = factored._sum("or,or->o", a, a)
+    assert total == 2**24 + 2
+
+
+def test_a_cast_copies_nothing():
+    from minidora._arguments import cast
+
+    a = np.ones(3, "float32")
+    assert cast(a, "float32") is a
+    assert cast(a, "float64").dtype == np.float64

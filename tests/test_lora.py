@@ -74,17 +74,35 @@ def test_init_repeats_from_its_seed():
     np.testing.assert_array_equal(first, second)
 
 
+def test_the_smallest_layer():
+    A, B = lora.init(1, 1, 1, np.random.default_rng(0))
+    assert A.shape == B.shape == (1, 1)
+
+
 def test_scaling():
-    assert lora.scaling(16, 4) == 4
-    assert lora.scaling(16, 4, rslora=True) == 8
+    assert lora.scaling(18, 9) == 2
+    assert lora.scaling(18, 9, rslora=True) == 6
+    assert lora.scaling(3, 1) == 3
     assert isinstance(lora.scaling(np.float64(16), 4), float)
 
 
 def test_delta():
     A, B = np.array([[1.0, 2.0, 3.0]]), np.array([[10.0], [20.0]])
     np.testing.assert_array_equal(lora.lora_delta(A, B, 0.5), [[5, 10, 15], [10, 20, 30]])
-    half = lora.lora_delta(A.astype("float16"), B.astype("float16"), 0.5)
+
+
+def test_delta_is_computed_in_the_widest_dtype_and_comes_back_in_Bs():
+    # 300 * 300 overflows float16, and a third is not the same third in float32
+    half = lora.lora_delta(np.full((1, 2), 300, "float16"), np.full((3, 1), 300, "float16"), 1e-2)
     assert half.dtype == np.float16
+    np.testing.assert_allclose(half, 900, rtol=1e-3)
+    narrow, wide = np.full((1, 1), 3, "float32"), np.full((1, 1), 1 / 3)
+    assert lora.lora_delta(wide, narrow, 1.0).dtype == np.float32
+    assert lora.lora_delta(narrow, wide, 1.0)[0, 0] == 1.0
+    # two terms cancel to 1e-9: lost if A were rounded to B's float32
+    A, B = np.array([[1.0], [1 + 1e-9]]), np.array([[-1.0, 1.0]], "float32")
+    assert lora.lora_delta(A, B, 1.0)[0, 0] == np.float32(1 + 1e-9 - 1)
+    assert lora.lora_delta(B.T, A.T, 1.0)[0, 0] == 1 + 1e-9 - 1
 
 
 def test_float16_is_computed_in_float32():
@@ -105,6 +123,18 @@ def test_dtype_is_kept(dtype):
     y, cache = lora.lora_forward(**case.inputs, **settings)
     grads = lora.lora_backward(case.dy, cache)
     assert {a.dtype for a in (y, *grads)} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("wide", ["x", "W0", "A", "B"])
+def test_arithmetic_runs_in_the_widest_dtype(wide):
+    inputs = CASES[0].astype("float32").inputs
+    inputs = {**inputs, wide: inputs[wide].astype("float64")}
+    y, cache = lora.lora_forward(**inputs, scale=0.7)
+    assert cache.weights.W0.dtype == cache.inputs.x.dtype == cache.h.dtype == np.float64
+    assert cache.weights.m is None
+    assert y.dtype == inputs["x"].dtype
+    grads = lora.lora_backward(CASES[0].dy, cache)
+    assert [g.dtype for g in grads] == [inputs[n].dtype for n in ("x", "A", "B", "bias")]
 
 
 def test_without_a_bias_there_is_no_gradient_of_one():
