@@ -15,7 +15,7 @@ from .projection import direction_gradient, step
 
 __all__ = [
     "CovarianceStats",
-    "Scenarios",
+    "Scenario",
     "covariance_stats",
     "direction_change",
     "gradient_covariances",
@@ -77,33 +77,43 @@ def _ranks(values: Array) -> Array:
     return (last - (counts - 1) / 2)[place]
 
 
-class Scenarios(NamedTuple):
-    """S1 against S2 over the weight vectors of one matrix, (d_out,) or (d_in,) each."""
+class Scenario(NamedTuple):
+    """Magnitude gradient against turn over the weight vectors of one matrix."""
 
-    magnitude_gradient: Array  # |dL/dm|
-    turn_equal: Array  # ΔD of a step of one length for all, along the gradient
-    turn_sgd: Array  # ΔD of the step that gradient descent takes
-    spearman_equal: float
-    spearman_sgd: float
+    dm: Array  # |dL/dm|, (d_out,) or (d_in,)
+    turn: Array  # ΔD of the step, like dm
+    spearman: float  # their rank correlation
 
 
-def scenarios(W0: Array, G: Array, norm_axis: str, *, rate: float) -> Scenarios:
+def scenarios(W0: Array, G: Array, norm_axis: str, *, rate: float) -> dict[str, Scenario]:
     """The argument of Eq. 8-10, at B = 0: does the vector that turns less have the larger |dm|?
 
-    W0, G = dL/dW: (d_out, d_in). |dm| = ‖g‖ |cos(g, w0)|. The paper compares steps of equal length,
-    where a small turn means a large |cos|; real steps are as long as their gradients. Both are
-    returned, each step `rate` times the gradient, or rate times the mean length of a gradient.
+    W0, G = dL/dW: (d_out, d_in), no vector all zero. The paper compares two updates of one vector,
+    equally long, where a small turn means a large |cos(g, w0)| and so a large |dm|. Over the many
+    vectors of a matrix that can mean three things, returned by name:
+
+    - "one vector": all gradients scaled to their mean length, all vectors to theirs.
+    - "one length": all gradients scaled to their mean length, the vectors as long as they are.
+    - "as they are": the steps that gradient descent takes.
+
+    Each step is `rate` times its gradient.
     """
     W0, G = _pair(W0, G)
     rate = number("rate", rate, minimum=0)
-    axis = summed_axis(norm_axis)
-    dm = (G * W0).sum(axis) / norms(W0, norm_axis)  # Eq. 7 at V = W0
-    lengths = norms(G, norm_axis)
-    equal = G / np.expand_dims(lengths, axis) * lengths.mean()
-    angles = [step(W0, D, rate, norm_axis).angle for D in (equal, G)]
-    turns = [2 * np.sin(angle / 2) ** 2 for angle in angles]  # 1 - cos, also for small angles
-    size = np.abs(dm)
-    return Scenarios(size, *turns, spearman(size, turns[0]), spearman(size, turns[1]))
+    same_G, same_W0 = (_of_one_length(M, norm_axis) for M in (G, W0))
+    meant = {"one vector": (same_W0, same_G), "one length": (W0, same_G), "as they are": (W0, G)}
+    found = {}
+    for name, (vectors, gradients) in meant.items():
+        dm = (gradients * vectors).sum(summed_axis(norm_axis)) / norms(vectors, norm_axis)  # Eq. 7
+        angle = step(vectors, gradients, rate, norm_axis).angle
+        turn = 2 * np.sin(angle / 2) ** 2  # 1 - cos, also for small angles
+        found[name] = Scenario(np.abs(dm), turn, spearman(np.abs(dm), turn))
+    return found
+
+
+def _of_one_length(M: Array, norm_axis: str) -> Array:
+    lengths = norms(M, norm_axis)
+    return M * np.expand_dims(lengths.mean() / lengths, summed_axis(norm_axis))
 
 
 class CovarianceStats(NamedTuple):

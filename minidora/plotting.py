@@ -51,7 +51,7 @@ def plane(vectors: Mapping[str, Sequence[float]], *, between=None, unit_circle=T
             ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 2})
             halfway = i >= len(vectors)
             at = (np.array(start) + end) / 2 if halfway else end
-            beside = (6, 4) if i % 2 == 0 or halfway else (2, -16)
+            beside = (6, 4) if halfway else ((6, 4), (2, -16), (8, -14))[i % 3]
             ax.annotate(label, at, beside, textcoords="offset points", color=color)
         low, high = points.min(0), points.max(0)
         margin = 0.28 * max(high - low)
@@ -98,7 +98,7 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title="", ylabel="", perc
     """Grouped bars. values: {series: {group: value}}, each bar with its number on top."""
     groups = list(next(iter(values.values())))
     width = 0.8 / len(values)
-    with _figure(size=(max(5.0, 2.1 * len(groups)), 3.4)) as (figure, ax):
+    with _figure(size=(min(max(5.0, 2.1 * len(groups)), 10.5), 3.4)) as (figure, ax):
         for i, (series, heights) in enumerate(values.items()):
             at = np.arange(len(groups)) + (i - (len(values) - 1) / 2) * width
             drawn = ax.bar(
@@ -130,11 +130,17 @@ def curves(
     log="",
     markers=True,
 ):
-    """One line for each series. lines: {label: (x, y)}; log: any of "x", "y", "xy"."""
+    """One line for each series. lines: {label: (x, y)}; log: any of "x", "y", "xy".
+
+    A y of shape (seeds, len(x)) becomes its mean, in a band from the smallest to the largest.
+    """
     with _figure() as (figure, ax):
         for i, (label, (x, y)) in enumerate(lines.items()):
             marker = MARKERS[i % len(MARKERS)] if markers else None
             dashes = "-" if markers else ("-", "--", "-.", ":")[i % 4]
+            if np.ndim(y) == 2:
+                ax.fill_between(x, np.min(y, 0), np.max(y, 0), color=PALETTE[i], alpha=0.2, lw=0)
+                y = np.mean(y, 0)
             ax.plot(x, y, dashes, marker=marker, ms=5, color=PALETTE[i % 7], label=label)
         if "x" in log:
             ax.set_xscale("log")
@@ -147,6 +153,48 @@ def curves(
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
         if len(lines) > 1:
             ax.legend()
+    return figure
+
+
+def tangent_plane(v, g, radial, tangential, *, title=""):
+    """v in space with the plane at a right angle to it, and g split in two. Each is (3,)."""
+    v, g, radial, tangential = (np.asarray(a, float) for a in (v, g, radial, tangential))
+    with _figure(size=(5.4, 4.6), subplot_kw={"projection": "3d"}) as (figure, ax):
+        first = tangential / np.linalg.norm(tangential)
+        second = np.cross(v / np.linalg.norm(v), first)
+        a, b = np.meshgrid([-1.2, 1.2], [-1.2, 1.2])
+        surface = v[:, None, None] + a * first[:, None, None] + b * second[:, None, None]
+        ax.plot_surface(*surface, color=GREY, alpha=0.2)
+        origin = np.zeros(3)
+        arrows = {
+            "v": (origin, v, GREY, "-"),
+            "g": (v, g, BLUE, "-"),
+            "radial part": (v, radial, ORANGE, "--"),
+            "tangential part": (v, tangential, GREEN, "-"),
+        }
+        for label, (start, along, color, dashes) in arrows.items():
+            ax.quiver(
+                *start, *along, color=color, lw=2, ls=dashes, arrow_length_ratio=0.12, label=label
+            )
+        ax.plot(*np.stack([v + tangential, v + g], 1), ":", color=GREY, lw=1)
+        ax.set_box_aspect((1, 1, 1), zoom=1.05)
+        ax.set(xticklabels=[], yticklabels=[], zticklabels=[], title=title)
+        ax.legend(loc="upper left")
+        ax.view_init(18, -75)
+    return figure
+
+
+def scatter(clouds: Mapping[str, tuple], *, xlabel="", ylabel="", title=""):
+    """One panel for each cloud of points, side by side. clouds: {name: (x, y)}."""
+    columns = len(clouds)
+    with _figure(1, columns, (3.3 * columns, 3.3), squeeze=False) as (figure, axes):
+        for i, (name, (x, y)) in enumerate(clouds.items()):
+            axes[0, i].plot(x, y, MARKERS[i], ms=4, alpha=0.7, color=PALETTE[i])
+            axes[0, i].set(title=name, xlabel=xlabel)
+            axes[0, i].locator_params(axis="x", nbins=4)
+            axes[0, i].ticklabel_format(axis="x", scilimits=(-2, 3))
+        axes[0, 0].set_ylabel(ylabel)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
 
 

@@ -43,26 +43,29 @@ def test_scenarios_by_hand(norm_axis):
     rng = np.random.default_rng(2)
     W0, G = rng.normal(size=(6, 9)), rng.normal(size=(6, 9)) * rng.uniform(0.1, 5, size=(6, 9))
     got = analysis.scenarios(W0, G, norm_axis, rate=0.05)
-    lengths = [np.linalg.norm(g) for g in rows(G, norm_axis)]
+    assert list(got) == ["one vector", "one length", "as they are"]
+    w_mean, g_mean = (np.linalg.norm(rows(M, norm_axis), axis=1).mean() for M in (W0, G))
     for i, (w, g) in enumerate(zip(rows(W0, norm_axis), rows(G, norm_axis), strict=True)):
-        cosine = w @ g / np.linalg.norm(w) / np.linalg.norm(g)
-        assert got.magnitude_gradient[i] == pytest.approx(lengths[i] * abs(cosine), rel=1e-10)
-        for turn, d in (
-            (got.turn_sgd[i], 0.05 * g),
-            (got.turn_equal[i], 0.05 * np.mean(lengths) * g / lengths[i]),
-        ):
-            after = w - d
-            angle = after @ w / np.linalg.norm(after) / np.linalg.norm(w)
-            assert turn == pytest.approx(1 - angle, rel=1e-6)
-    assert got.spearman_sgd == analysis.spearman(got.magnitude_gradient, got.turn_sgd)
-    assert got.spearman_equal == analysis.spearman(got.magnitude_gradient, got.turn_equal)
+        w_scaled, g_scaled = w * w_mean / np.linalg.norm(w), g * g_mean / np.linalg.norm(g)
+        for name, (v, gradient) in {
+            "one vector": (w_scaled, g_scaled),
+            "one length": (w, g_scaled),
+            "as they are": (w, g),
+        }.items():
+            assert got[name].dm[i] == pytest.approx(abs(v @ gradient) / np.linalg.norm(v))
+            after = v - 0.05 * gradient
+            cosine = after @ v / np.linalg.norm(after) / np.linalg.norm(v)
+            assert got[name].turn[i] == pytest.approx(1 - cosine, rel=1e-6)
+    for scenario in got.values():
+        assert scenario.spearman == analysis.spearman(scenario.dm, scenario.turn)
 
 
 def test_the_premise_of_the_scenarios():
-    """Equal lengths of vectors and gradients: the more along w0, the larger dm, the less turn."""
+    """Gradients of one length: the more along w0, the larger dm, the less turn."""
     angles = np.linspace(0.1, 1.5, 12)
     W0, G = np.tile([1.0, 0.0], (12, 1)), np.stack([np.cos(angles), np.sin(angles)], 1)
-    assert analysis.scenarios(W0, G, "per_output", rate=0.01).spearman_equal == -1
+    G *= np.linspace(1, 3, 12)[:, None]
+    assert analysis.scenarios(W0, G, "per_output", rate=0.01)["one vector"].spearman == -1
 
 
 def test_covariance_stats_by_hand():

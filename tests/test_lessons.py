@@ -64,6 +64,53 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
         ["def magnitude_back(W, W0, A, B, scale):\n    return norms(W, 'per_output')"],
         ["bug = 'wrong axis'", "bug = 'eps'"],
     ],
+    "04_gradients": [
+        [
+            "def dm_and_dB(G, V, A, m, scale):\n    c = np.linalg.norm(V, axis=1)\n"
+            "    return (G * V).sum(1) / c, scale * ((m / c)[:, None] * G) @ A.T",
+            "def dm_and_dB(G, V, A, m, scale):\n    c = np.linalg.norm(V, axis=1)\n"
+            "    dm = (G * V).sum(1) / c\n"
+            "    return dm, ((m / c)[:, None] * (G - (dm / c)[:, None] * V)) @ A.T",
+            "def dm_and_dB(G, V, A, m, scale):\n    return (G * V).sum(1), G @ A.T",
+        ],
+        [
+            "wrong_terms = ('scale in dA', '1 / c in dm', 'W in dx')",
+            "wrong_terms = ('dA', 'dm', 'dx')",
+        ],
+    ],
+    "05_projection": [
+        [
+            "def my_project(G, V):\n    return G - V * (G * V).sum() / (V * V).sum()",
+            "def my_project(G, V):\n    c = np.linalg.norm(V, axis=1, keepdims=True)\n"
+            "    return G - V * (G * V).sum(1, keepdims=True) / c",
+            "def my_project(G, V):\n"
+            "    return V * (G * V).sum(1, keepdims=True) / (V * V).sum(1, keepdims=True)",
+        ],
+        [
+            "def norm_after(c, t, rate):\n    return c + rate * t",
+            "def norm_after(c, t, rate):\n    return np.hypot(c, t)",
+        ],
+        [
+            "def radial_share(G, V):\n"
+            "    return 1 - (G * V).sum(1) ** 2 / (G * G).sum(1) / (V * V).sum(1)",
+            "def radial_share(G, V):\n"
+            "    return abs((G * V).sum(1)) / np.sqrt((G * G).sum(1) * (V * V).sum(1))",
+        ],
+    ],
+    "06_cost": [
+        [
+            "def factored_norms(W0_sq, WA, A, B, scale):\n"
+            "    return np.sqrt(W0_sq + scale**2 * (B * (B @ (A @ A.T))).sum(1))",
+            "def factored_norms(W0_sq, WA, A, B, scale):\n    return np.sqrt(W0_sq)",
+            "def factored_norms(W0_sq, WA, A, B, scale):\n"
+            "    return W0_sq + scale * (B * (2 * WA + scale * B @ (A @ A.T))).sum(1)",
+        ],
+        [
+            "def magnitude_gradient(dy, z, c):\n    return (dy * z).sum(0)",
+            "def magnitude_gradient(dy, z, c):\n    return (dy * z).mean(0) / c",
+        ],
+        ["dense_bytes = 4 * 4096**2", "dense_bytes = 4096**2"],
+    ],
 }
 
 

@@ -103,12 +103,14 @@ def test_step_adds_no_eps():
     V, dV = np.array([[1e-12, 0.0]]), np.array([[0.0, 1e-12]])
     step = projection.step(V, dV, 1.0, "per_output")
     assert step.norm_before[0] == 1e-12
-    assert step.norm_after[0] == pytest.approx(2**0.5 * 1e-12, rel=1e-12)
+    assert step.norm_after[0] == pytest.approx(2**0.5 * 1e-12, rel=1e-12, abs=0)
+    V, dV = np.array([[1.0, 0.0]]), np.array([[0.0, 1e-12]])
+    assert projection.step(V, dV, 1.0, "per_output").angle[0] == pytest.approx(1e-12, abs=0)
 
 
 def test_small_angles_keep_their_digits():
     step = projection.step(np.array([[1.0, 0.0]]), np.array([[0.0, 1e-9]]), 1.0, "per_output")
-    assert step.angle[0] == pytest.approx(1e-9, rel=1e-12)
+    assert step.angle[0] == pytest.approx(1e-9, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize("norm_axis", AXES)
