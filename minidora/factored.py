@@ -73,8 +73,13 @@ def dora_backward(dy: Array, cache: FactoredCache, *, norm_grad: str = "exact") 
 
 def _forward_per_output(inputs: Inputs, p: Weights, W0_sq: Array, eps: float):
     W0, A, B, s = p.W0, p.A, p.B, p.scale
+    n = len(inputs.x)
+    if n < len(W0):  # x is small beside W0: one pass over W0 for both products
+        both = np.concatenate([inputs.xm, A]) @ W0.T  # (n + r, d_out)
+        z, WA = both[:n], both[n:].T  # (n, d_out), (d_out, r)
+    else:
+        z, WA = inputs.xm @ W0.T, W0 @ A.T
     # V @ A.T, where V = W0 + s * B @ A
-    WA = W0 @ A.T  # (d_out, r)
     BAA = s * B @ (A @ A.T)  # (d_out, r)
     # ‖V‖² = ‖W0‖² + 2 <W0, s B A> + ‖s B A‖², row by row
     cross, update_sq = s * _sum("or,or->o", B, WA), s * _sum("or,or->o", B, BAA)
@@ -82,8 +87,7 @@ def _forward_per_output(inputs: Inputs, p: Weights, W0_sq: Array, eps: float):
     g = p.m / c  # (d_out,)
     # z = xm @ V.T
     h = inputs.xm @ A.T  # (n, r)
-    z = inputs.xm @ W0.T  # (n, d_out)
-    z += (s * h) @ B.T
+    z += (s * h) @ B.T  # (n, d_out)
     y = z * g  # (n, d_out)
     if inputs.mask is not None:
         y += (inputs.x - inputs.xm) @ W0.T  # what the mask hides from the adapter, not from W0
