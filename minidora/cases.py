@@ -5,7 +5,7 @@ above both dimensions, no rows, single vectors, zero vectors, a large eps.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,14 +21,24 @@ class Case:
     settings: dict
     dy: np.ndarray
     smooth: bool = True  # False where the function bends within a central difference's step
+    frozen: tuple[str, ...] = ("W0",)  # inputs that have no gradient
+
+    @property
+    def trained(self) -> dict[str, np.ndarray]:
+        """The inputs that have a gradient."""
+        return {name: a for name, a in self.inputs.items() if name not in self.frozen}
 
     def astype(self, dtype) -> "Case":
         """The same case with every array rounded to `dtype`."""
-        settings = {
-            k: v.astype(dtype) if hasattr(v, "astype") else v for k, v in self.settings.items()
-        }
-        inputs = {name: a.astype(dtype) for name, a in self.inputs.items()}
-        return Case(self.name, inputs, settings, self.dy.astype(dtype), self.smooth)
+
+        def cast(value):
+            if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
+                return value.astype(dtype)
+            return value
+
+        settings = {name: cast(value) for name, value in self.settings.items()}
+        inputs = {name: cast(a) for name, a in self.inputs.items()}
+        return replace(self, inputs=inputs, settings=settings, dy=cast(self.dy))
 
 
 SHAPES = [

@@ -87,8 +87,9 @@ def _forward_per_output(inputs: Inputs, p: Weights, W0_sq: Array, eps: float):
     g = p.m / c  # (d_out,)
     # z = xm @ V.T
     h = inputs.xm @ A.T  # (n, r)
-    z += (s * h) @ B.T  # (n, d_out)
-    y = z * g  # (n, d_out)
+    y = (s * h) @ B.T  # (n, d_out), whose memory serves twice
+    z += y
+    np.multiply(z, g, out=y)
     if inputs.mask is not None:
         y += (inputs.x - inputs.xm) @ W0.T  # what the mask hides from the adapter, not from W0
     return y, FactoredCache(inputs, p, c, g, h, z, WA + BAA)

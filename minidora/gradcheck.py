@@ -13,8 +13,10 @@ STEP = float(np.finfo(np.float64).eps ** (1 / 3))
 """Where the truncation error step² meets the rounding error eps / step, for values near 1."""
 
 
-def relative_error(a, b) -> float:
+def relative_error(a, b, floor: float = 0.0) -> float:
     """max|a - b| / max|b|, or max|a - b| where max|b| = 0; infinite if any entry is not finite.
+
+    An array b smaller than `floor` is judged on the scale of floor.
 
     >>> relative_error(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
     0.5
@@ -24,7 +26,7 @@ def relative_error(a, b) -> float:
         return 0.0
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf")
-    largest = float(np.abs(b).max())
+    largest = max(float(np.abs(b).max()), floor)
     return float(np.abs(a - b).max()) / (largest or 1.0)
 
 
@@ -107,12 +109,17 @@ class Report:
 
 
 def compare(
-    grads: Mapping[str, np.ndarray | None], expected: Mapping[str, np.ndarray], tolerance: float
+    grads: Mapping[str, np.ndarray | None],
+    expected: Mapping[str, np.ndarray],
+    tolerance: float,
+    *,
+    floor: float = 0.0,
 ) -> Report:
     """Hold `grads` against `expected`, name by name, at a relative `tolerance`.
 
-    A gradient that is None (no bias) may be absent from `expected`. Raises ValueError where the
-    names or a shape differ, since then there is nothing to compare.
+    A gradient that is None (no bias) may be absent from `expected`. Gradients below `floor` are
+    judged on its scale, for those that are zero but for rounding, such as that of a key's bias in
+    attention. Raises ValueError where the names or a shape differ.
 
     >>> compare({"dx": np.array([1.0])}, {"dx": np.array([1.0])}, 1e-9).ok
     True
@@ -125,11 +132,11 @@ def compare(
         reference = np.asarray(expected[name])
         if grad.shape != reference.shape:
             raise ValueError(f"{name}: expected shape {reference.shape}, got shape {grad.shape}")
-        rows.append(_row(name, grad, reference, tolerance))
+        rows.append(_row(name, grad, reference, tolerance, floor))
     return Report(tuple(rows))
 
 
-def _row(name: str, grad: np.ndarray, reference: np.ndarray, tolerance: float) -> Row:
+def _row(name, grad: np.ndarray, reference: np.ndarray, tolerance: float, floor: float) -> Row:
     """Compare two arrays of one shape."""
     if grad.size == 0:
         return Row(name, grad.shape, 0.0, 0.0, tolerance, (), 0.0, 0.0)
@@ -140,7 +147,7 @@ def _row(name: str, grad: np.ndarray, reference: np.ndarray, tolerance: float) -
         name=name,
         shape=grad.shape,
         max_abs=float(difference[worst]),
-        max_rel=relative_error(grad, reference),
+        max_rel=relative_error(grad, reference, floor),
         tolerance=tolerance,
         worst=worst,
         got=float(grad[worst]),

@@ -1,0 +1,159 @@
+"""Small layers and networks, full and adapted, for `python -m minidora check` and the tests.
+
+A case's inputs are every array of a network by its path, and x where it is floating; its settings
+hold the network as a template, tokens, targets and padding. Networks end in their loss.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from . import nn
+from .cases import Case
+from .nn.layer import own_arrays, rebuilt
+
+TOLERANCES = {"float64": 1e-8, "float32": 1e-4}
+FLOOR = 0.1  # a key's bias in attention has no gradient but rounding
+
+
+def forward(*, template, x=None, tokens=None, targets=None, padding=None, witness=None, **arrays):
+    """The template with these arrays, run; the loss where there are targets."""
+
+    def with_arrays(path, layer):
+        at = f"{path}." if path else ""
+        return replace(layer, **{name: arrays[at + name] for name, _ in own_arrays(layer)})
+
+    model = rebuilt(template, with_arrays)
+    extra = {} if padding is None else {"padding": padding}
+    y, cache = model.forward(tokens if x is None else x, **extra)
+    if targets is None:
+        return y, (model, cache, 1)
+    loss, dlogits = nn.cross_entropy(y, targets)
+    return np.asarray(loss), (model, cache, dlogits)
+
+
+def backward(dy, cache) -> dict[str, np.ndarray]:
+    """Gradients by "d" and the path."""
+    model, cache, dlogits = cache
+    dx, grads = model.backward(dy * dlogits, cache)
+    grads = {"d" + name: grad for name, grad in grads.items()}
+    return grads if dx is None else {"dx": dx, **grads}
+
+
+def _case(name, model, rng, *, witness, x=None, tokens=None, targets=None, padding=None) -> Case:
+    """A case of a model, its trained arrays moved away from where they start."""
+    trained, inputs = nn.trained(model), {}
+    for path, array in nn.parameters(model).items():
+        inputs[path] = array + 0.3 * rng.normal(size=array.shape) if path in trained else array
+    frozen = tuple(path for path in inputs if path not in trained)
+    if x is not None:
+        inputs["x"] = x
+    settings = {"template": model, "tokens": tokens, "targets": targets, "padding": padding}
+    settings["witness"] = (witness, _plain_settings(model))
+    y, _ = forward(**inputs, **settings)
+    dy = rng.normal(size=y.shape) if targets is None else np.asarray(1.0)
+    # the detached gradient is no derivative, so differences of the loss cannot find it
+    detached = any(getattr(layer, "norm_grad", "") == "detached" for _, layer in nn.walk(model))
+    return Case(name, inputs, settings, dy, not detached, frozen)
+
+
+def _plain_settings(model) -> dict[str, dict]:
+    """What the witnesses need to know of each layer, by path."""
+    names = ("scale", "norm_axis", "norm_grad", "strength", "heads")
+    return {
+        path: {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+        | ({"norm_grad": "exact"} if isinstance(layer, nn.MagnitudeLinear) else {})
+        for path, layer in nn.walk(model)
+    }
+
+
+def single_layers(kind: str, rng, _=None) -> Iterator[Case]:
+    """One layer by itself, on x of two leading dimensions."""
+    x, d = rng.normal(size=(2, 5, 6)), 6
+    wide = {"dtype": np.float64}
+    if kind == "linear":
+        model = nn.Linear.init(d, 4, rng, **wide)
+    elif kind == "layer_norm":
+        model = nn.LayerNorm.init(d, **wide)
+    elif kind == "attention":
+        model = nn.Attention.init(d, 2, rng, **wide)
+    else:
+        model = {"gelu": nn.GELU, "relu": nn.ReLU}[kind]()
+    if kind == "attention":
+        padding = np.zeros((2, 5), bool)
+        padding[0, 3:] = padding[1, 0] = True
+        yield _case("padded", model, rng, witness=kind, x=x, padding=padding)
+    yield _case(kind, model, rng, witness=kind, x=x)
+
+
+def embeddings(rng, _=None) -> Iterator[Case]:
+    """Some rows used often, some never."""
+    model = nn.Embedding.init(7, 4, rng, dtype=np.float64)
+    yield _case("used twice", model, rng, witness="embedding", tokens=rng.integers(5, size=(3, 4)))
+
+
+def adapted(method: str, rng, _=None, **settings) -> Iterator[Case]:
+    """One linear layer, adapted, at full and at other strengths."""
+    for strength in (1.0, 0.6):
+        base = nn.Linear.init(6, 4, rng, dtype=np.float64)
+        base.bias += rng.normal(size=4)
+        model = nn.adapt(base, method, rank=2, alpha=3, rng=rng, strength=strength, **settings)
+        yield _case(
+            f"strength {strength}", model, rng, witness="linear", x=rng.normal(size=(2, 5, 6))
+        )
+
+
+def mlps(method: str, rng, _=None, **settings) -> Iterator[Case]:
+    """A small classifier with one label ignored."""
+    model = nn.MLP.init((5, 7, 6, 3), rng, dtype=np.float64)
+    targets = np.array([0, 2, -1, 1, 2])
+    model = _method(model, method, None, rng, settings)
+    yield _case("mlp", model, rng, witness="mlp", x=rng.normal(size=(5, 5)), targets=targets)
+
+
+def transformers(method: str, rng, _=None, **settings) -> Iterator[Case]:
+    """A small language model, padded on the right; q and v, or all of it, train."""
+    model = nn.Transformer.init(7, 6, 2, 2, 5, rng, dtype=np.float64)
+    model = nn.thaw(model)
+    for array in nn.parameters(model).values():
+        array += 0.1 * rng.normal(size=array.shape)
+    tokens = rng.integers(7, size=(3, 5))
+    targets, padding = rng.integers(7, size=(3, 5)), np.zeros((3, 5), bool)
+    padding[1, 3:] = True
+    targets[padding] = -1
+    model = _method(model, method, ("q", "v"), rng, settings)
+    given = {"tokens": tokens, "targets": targets, "padding": padding}
+    yield _case("transformer", model, rng, witness="transformer", **given)
+
+
+def _method(model, method, targets, rng, settings):
+    if method == "full":
+        return nn.adapt(model, "full")
+    return nn.adapt(model, method, targets, rank=2, alpha=3, rng=rng, **settings)
+
+
+DETACHED_PER_INPUT = {"norm_axis": "per_input", "norm_grad": "detached"}
+CASES: dict[str, Callable] = {
+    "Linear": partial(single_layers, "linear"),
+    "LayerNorm": partial(single_layers, "layer_norm"),
+    "GELU": partial(single_layers, "gelu"),
+    "ReLU": partial(single_layers, "relu"),
+    "Embedding": embeddings,
+    "Attention": partial(single_layers, "attention"),
+    "LoRALinear": partial(adapted, "lora"),
+    "DoRALinear": partial(adapted, "dora"),
+    "DoRALinear, detached, per input": partial(adapted, "dora", **DETACHED_PER_INPUT),
+    "MagnitudeLinear": partial(adapted, "magnitude"),
+    "MagnitudeLinear, per input": partial(adapted, "magnitude", norm_axis="per_input"),
+    "MLP, full": partial(mlps, "full"),
+    "MLP, LoRA": partial(mlps, "lora"),
+    "MLP, DoRA": partial(mlps, "dora"),
+    "MLP, magnitude": partial(mlps, "magnitude"),
+    "Transformer, full": partial(transformers, "full"),
+    "Transformer, LoRA": partial(transformers, "lora"),
+    "Transformer, DoRA": partial(transformers, "dora"),
+    "Transformer, DoRA, detached, per input": partial(transformers, "dora", **DETACHED_PER_INPUT),
+    "Transformer, magnitude": partial(transformers, "magnitude"),
+}

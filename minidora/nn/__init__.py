@@ -1,0 +1,41 @@
+"""Networks that fine-tune, in NumPy: layers, an MLP, a transformer, adapt and merge.
+
+A layer is a dataclass whose fields are arrays, sub-layers and immutable settings. `forward(x)`
+returns (y, cache) and `backward(dy, cache)` returns (dx, grads); both are pure. A parameter's name
+is its path through the dataclasses, `blocks.0.attn.q.A`, and `grads` is a flat dict with those
+names. What trains is each layer's `trainable`; backward forms no gradient for anything else.
+"""
+
+from .adapt import adapt, merge, set_strength, thaw, trainable_summary
+from .attention import Attention
+from .layer import Layer, parameters, trained, walk
+from .layers import GELU, Dropout, Embedding, LayerNorm, ReLU
+from .linear import DoRALinear, Linear, LoRALinear, MagnitudeLinear
+from .losses import cross_entropy
+from .mlp import MLP
+from .transformer import Transformer
+
+__all__ = [
+    "GELU",
+    "MLP",
+    "Attention",
+    "DoRALinear",
+    "Dropout",
+    "Embedding",
+    "Layer",
+    "LayerNorm",
+    "Linear",
+    "LoRALinear",
+    "MagnitudeLinear",
+    "ReLU",
+    "Transformer",
+    "adapt",
+    "cross_entropy",
+    "merge",
+    "parameters",
+    "set_strength",
+    "thaw",
+    "trainable_summary",
+    "trained",
+    "walk",
+]

@@ -1,0 +1,84 @@
+"""Causal multi-head attention (Vaswani et al. 2017) with a padding mask."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .._arguments import positive_int
+from .layer import Layer, no_training, under
+from .linear import Linear
+
+
+@dataclass(eq=False)
+class Attention(Layer):
+    """softmax(q kᵀ / sqrt(d_head), causal) v in every head, then o. Four linears, (d, d) each."""
+
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    heads: int = 1
+    trainable: tuple[str, ...] = no_training()
+
+    @classmethod
+    def init(cls, d, heads, rng, *, out_scale=None, dtype=np.float32) -> "Attention":
+        """Fresh linears; out_scale is the standard deviation of o's weights."""
+        if d % positive_int("heads", heads):
+            raise ValueError(f"heads: expected a divisor of d = {d}, got {heads}")
+        q, k, v = (Linear.init(d, d, rng, dtype=dtype) for _ in range(3))
+        return cls(q, k, v, Linear.init(d, d, rng, scale=out_scale, dtype=dtype), heads)
+
+    def forward(self, x, *, padding=None, rng=None):
+        """x: (batch, t, d) to the same. padding: (batch, t), True where x is only padding.
+
+        A position attends to itself and to earlier positions that are not padding.
+        """
+        parts = [getattr(self, name).forward(x, rng=rng) for name in ("q", "k", "v")]
+        q, k, v = (self._heads(y) for y, _ in parts)  # (batch, heads, t, d_head)
+        scores = q @ k.swapaxes(-1, -2)  # (batch, heads, t, t)
+        scores *= q.shape[-1] ** -0.5
+        scores += self._hidden(x.shape[1], padding, scores.dtype)
+        scores -= scores.max(-1, keepdims=True)
+        p = np.exp(scores, out=scores)
+        p /= p.sum(-1, keepdims=True)
+        y, o_cache = self.o.forward(self._joined(p @ v), rng=rng)
+        return y, (q, k, v, p, [cache for _, cache in parts], o_cache)
+
+    def backward(self, dy, cache):
+        """Gradients: dx, and whatever trains in the four linears."""
+        q, k, v, p, caches, o_cache = cache
+        # y = o(p @ v)
+        d, o_grads = self.o.backward(dy, o_cache)
+        d = self._heads(d)  # (batch, heads, t, d_head)
+        dv = p.swapaxes(-1, -2) @ d
+        dp = d @ v.swapaxes(-1, -2)  # (batch, heads, t, t)
+        # p = softmax(scores): each row of dp loses its mean under p
+        dp -= np.einsum("bhts,bhts->bht", dp, p)[..., None]
+        dp *= p
+        # scores = q @ k.T / sqrt(d_head)
+        dp *= q.shape[-1] ** -0.5
+        dq, dk = dp @ k, dp.swapaxes(-1, -2) @ q
+        grads, dx = under("o", o_grads), 0
+        for name, d, part in zip("qkv", (dq, dk, dv), caches, strict=True):
+            d_in, part_grads = getattr(self, name).backward(self._joined(d), part)
+            grads |= under(name, part_grads)
+            dx = d_in if name == "q" else np.add(dx, d_in, out=dx)
+        return dx, grads
+
+    def _heads(self, x):
+        """(batch, t, d) as (batch, heads, t, d_head), a view."""
+        batch, t, d = x.shape
+        return x.reshape(batch, t, self.heads, d // self.heads).swapaxes(1, 2)
+
+    def _joined(self, x):
+        """(batch, heads, t, d_head) as (batch, t, d)."""
+        batch, heads, t, d_head = x.shape
+        return x.swapaxes(1, 2).reshape(batch, t, heads * d_head)
+
+    @staticmethod
+    def _hidden(t, padding, dtype):
+        """What is added to the scores: minus infinity where one position may not see another."""
+        later = np.triu(np.ones((t, t), bool), 1)
+        if padding is not None:
+            later = later | (padding[:, None, None, :] & ~np.eye(t, dtype=bool))
+        return np.where(later, dtype.type(-np.inf), dtype.type(0))

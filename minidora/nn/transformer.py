@@ -1,0 +1,172 @@
+"""A decoder-only transformer: learned positions, pre-norm blocks, one linear head.
+
+tokens (batch, t) -> tok + pos -> blocks -> ln -> head -> logits (batch, t, vocabulary)
+block:  x + attn(ln1(x)), then x + down(gelu(up(ln2(x))))
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .._arguments import number, positive_int
+from .attention import Attention
+from .layer import Layer, no_training, under
+from .layers import GELU, Dropout, Embedding, LayerNorm
+from .linear import Linear
+
+
+@dataclass(eq=False)
+class Block(Layer):
+    """x + attn(ln1(x)), then x + down(gelu(up(ln2(x)))), (batch, t, d) throughout."""
+
+    ln1: LayerNorm
+    attn: Attention
+    ln2: LayerNorm
+    up: Linear
+    act: GELU
+    down: Linear
+    drop: Dropout
+    trainable: tuple[str, ...] = no_training()
+
+    @classmethod
+    def init(cls, d, heads, d_ff, rng, *, depth, dropout, dtype) -> "Block":
+        """The two linears that write to the residual start smaller, by sqrt(2 * depth)."""
+        small = (2 * depth) ** -0.5
+        return cls(
+            LayerNorm.init(d, dtype=dtype),
+            Attention.init(d, heads, rng, out_scale=small * d**-0.5, dtype=dtype),
+            LayerNorm.init(d, dtype=dtype),
+            Linear.init(d, d_ff, rng, dtype=dtype),
+            GELU(),
+            Linear.init(d_ff, d, rng, scale=small * d_ff**-0.5, dtype=dtype),
+            Dropout(dropout),
+        )
+
+    def forward(self, x, *, padding=None, rng=None):
+        """x: (batch, t, d) to the same."""
+        h, c_ln1 = self.ln1.forward(x)
+        h, c_attn = self.attn.forward(h, padding=padding, rng=rng)
+        h, c_drop1 = self.drop.forward(h, rng=rng)
+        x = x + h
+        h, c_ln2 = self.ln2.forward(x)
+        h, c_up = self.up.forward(h, rng=rng)
+        h, c_act = self.act.forward(h)
+        h, c_down = self.down.forward(h, rng=rng)
+        h, c_drop2 = self.drop.forward(h, rng=rng)
+        return x + h, (c_ln1, c_attn, c_drop1, c_ln2, c_up, c_act, c_down, c_drop2)
+
+    def backward(self, dy, cache):
+        """Gradients: dx, and whatever trains below."""
+        c_ln1, c_attn, c_drop1, c_ln2, c_up, c_act, c_down, c_drop2 = cache
+        grads = {}
+
+        def back(name, d, c):
+            d, found = getattr(self, name).backward(d, c)
+            grads.update(under(name, found))
+            return d
+
+        # x + drop(down(act(up(ln2(x)))))
+        d = back("down", back("drop", dy, c_drop2), c_down)
+        d = back("up", back("act", d, c_act), c_up)
+        dy = dy + back("ln2", d, c_ln2)
+        # x + drop(attn(ln1(x)))
+        d = back("attn", back("drop", dy, c_drop1), c_attn)
+        return dy + back("ln1", d, c_ln1), grads
+
+
+@dataclass(eq=False)
+class Transformer(Layer):
+    """Language model. Names: blocks.0.attn.q.weight, blocks.0.up.bias, head.weight, ..."""
+
+    tok: Embedding
+    pos: Embedding
+    blocks: tuple[Block, ...]
+    ln: LayerNorm
+    head: Linear
+    drop: Dropout
+    trainable: tuple[str, ...] = no_training()
+
+    @classmethod
+    def init(
+        cls, vocabulary, d, heads, depth, length, rng, *, d_ff=None, dropout=0.0, dtype=np.float32
+    ) -> "Transformer":
+        """d: width; depth: blocks; length: the longest sequence; d_ff: 4 * d unless given."""
+        sizes = {"vocabulary": vocabulary, "d": d, "depth": depth, "length": length}
+        for name, size in sizes.items():
+            positive_int(name, size)
+        d_ff = positive_int("d_ff", 4 * d if d_ff is None else d_ff)
+        settings = {"depth": depth, "dropout": dropout, "dtype": dtype}
+        return cls(
+            Embedding.init(vocabulary, d, rng, scale=d**-0.5, dtype=dtype),
+            Embedding.init(length, d, rng, scale=0.2 * d**-0.5, dtype=dtype),
+            tuple(Block.init(d, heads, d_ff, rng, **settings) for _ in range(depth)),
+            LayerNorm.init(d, dtype=dtype),
+            Linear.init(d, vocabulary, rng, bias=False, dtype=dtype),
+            Dropout(dropout),
+        )
+
+    def forward(self, tokens, *, padding=None, rng=None):
+        """tokens: (batch, t) whole numbers to logits (batch, t, vocabulary).
+
+        padding: (batch, t), True where tokens are only padding: nobody else attends to them.
+        """
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or not 0 < tokens.shape[1] <= len(self.pos.table):
+            raise ValueError(
+                f"tokens: expected shape (batch, t) with t from 1 to {len(self.pos.table)},"
+                f" got shape {tokens.shape}"
+            )
+        if padding is not None and np.shape(padding) != tokens.shape:
+            raise ValueError(
+                f"padding: expected shape {tokens.shape}, like tokens, got {np.shape(padding)}"
+            )
+        x, c_tok = self.tok.forward(tokens)
+        p, c_pos = self.pos.forward(np.arange(tokens.shape[1]))
+        x, c_drop = self.drop.forward(x + p, rng=rng)
+        caches = []
+        for block in self.blocks:
+            x, c = block.forward(x, padding=padding, rng=rng)
+            caches.append(c)
+        x, c_ln = self.ln.forward(x)
+        logits, c_head = self.head.forward(x, rng=rng)
+        return logits, (c_tok, c_pos, c_drop, caches, c_ln, c_head)
+
+    def backward(self, dy, cache):
+        """Gradients of whatever trains; tokens have none, so dx is None."""
+        c_tok, c_pos, c_drop, caches, c_ln, c_head = cache
+        d, found = self.head.backward(dy, c_head)
+        grads = under("head", found)
+        d, found = self.ln.backward(d, c_ln)
+        grads |= under("ln", found)
+        for i in reversed(range(len(self.blocks))):
+            d, found = self.blocks[i].backward(d, caches[i])
+            grads |= under(f"blocks.{i}", found)
+        d, _ = self.drop.backward(d, c_drop)
+        # tok[tokens] + pos[0..t]: positions are shared by the batch
+        grads |= under("tok", self.tok.backward(d, c_tok)[1])
+        grads |= under("pos", self.pos.backward(d.sum(0), c_pos)[1])
+        return None, grads
+
+    def sample(self, prompt, *, temperature=1.0, rng=None, stop=None, steps=None):
+        """Continue prompts token by token: (batch, t) to (batch, up to the model's length).
+
+        temperature 0 takes the likeliest token; above 0, tokens are drawn from
+        softmax(logits / temperature) by rng. After `stop`, a row goes on with `stop`.
+        """
+        tokens = np.asarray(prompt)
+        if number("temperature", temperature, minimum=0) > 0 and rng is None:
+            raise ValueError("rng: expected a generator for a temperature above 0, got None")
+        room = len(self.pos.table) - tokens.shape[1]
+        done = np.zeros(len(tokens), bool)
+        for _ in range(room if steps is None else min(room, steps)):
+            logits = self.forward(tokens)[0][:, -1].astype(np.float64)  # (batch, vocabulary)
+            if temperature > 0:  # the largest of logits plus Gumbel noise is a draw from softmax
+                logits = logits / temperature + rng.gumbel(size=logits.shape)
+            new = logits.argmax(-1)
+            if stop is not None:
+                new = np.where(done, stop, new)
+                done |= new == stop
+            tokens = np.concatenate([tokens, new[:, None].astype(tokens.dtype)], 1)
+            if done.all():
+                break
+        return tokens

@@ -1,0 +1,147 @@
+"""The first witness for networks: every layer, the MLP and the transformer in autograd.numpy.
+
+Forward only, on plain dicts: p holds every array of a network by its path, settings whatever an
+adapted layer needs besides, by the layer's path. Shares no line with the modules it checks. Needs
+`pip install autograd`.
+"""
+
+import autograd.numpy as np
+from autograd import make_vjp
+from autograd.extend import defvjp, primitive
+
+AXIS = {"per_output": 1, "per_input": 0}
+
+
+@primitive
+def constant(a):
+    """`a`, through which no gradient flows."""
+    return a
+
+
+defvjp(constant, lambda ans, a: lambda g: 0 * g)
+
+
+def get(p, path, name):
+    """The array `name` of the layer at `path`, or None."""
+    return p.get(f"{path}.{name}" if path else name)
+
+
+def linear(p, settings, path, x):
+    """A linear layer, plain or adapted, whichever arrays it has."""
+    bias = get(p, path, "bias")
+    W0 = get(p, path, "weight")
+    if W0 is not None:
+        y = np.dot(x, W0.T)
+    else:
+        W0, s = get(p, path, "W0"), settings[path]
+        A, m = get(p, path, "A"), get(p, path, "m")
+        V = W0 if A is None else W0 + s["scale"] * np.dot(get(p, path, "B"), A)
+        W = V
+        if m is not None:
+            axis = AXIS[s["norm_axis"]]
+            c = np.sqrt(np.sum(V**2, axis=axis) + 1e-24)
+            c = constant(c) if s["norm_grad"] == "detached" else c
+            W = np.expand_dims(m / c, axis) * V
+        y = np.dot(x, W0.T) + s["strength"] * np.dot(x, (W - W0).T)
+    return y if bias is None else y + bias
+
+
+def layer_norm(p, settings, path, x):
+    """To mean 0 and variance 1, then gain and bias."""
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    var = np.mean(centred**2, axis=-1, keepdims=True)
+    return centred / np.sqrt(var + 1e-5) * get(p, path, "gain") + get(p, path, "bias")
+
+
+def gelu(p, settings, path, x):
+    """The tanh form."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def relu(p, settings, path, x):
+    """max(x, 0)."""
+    return np.where(x > 0, x, 0.0)
+
+
+def embedding(p, settings, path, tokens):
+    """Rows of the table."""
+    return get(p, path, "table")[tokens]
+
+
+def attention(p, settings, path, x, padding=None):
+    """Causal attention, head by head and row of the batch by row."""
+    at = f"{path}." if path else ""
+    heads = settings[path]["heads"]
+    q, k, v = (linear(p, settings, at + name, x) for name in "qkv")
+    t, d = x.shape[1], x.shape[2]
+    size = d // heads
+    out = []
+    for b in range(len(x)):
+        parts = []
+        for h in range(heads):
+            part = slice(h * size, (h + 1) * size)
+            scores = np.dot(q[b][:, part], k[b][:, part].T) / np.sqrt(size)
+            seen = np.tril(np.ones((t, t)))
+            if padding is not None:
+                seen = np.where(np.eye(t) == 1, 1, seen * (1 - padding[b][None, :]))
+            e = np.exp(scores - np.max(scores)) * seen
+            parts.append(np.dot(e / np.sum(e, axis=1, keepdims=True), v[b][:, part]))
+        out.append(np.concatenate(parts, axis=1))
+    return linear(p, settings, at + "o", np.stack(out))
+
+
+def cross_entropy(logits, targets, ignore=-1):
+    """Mean over the targets that count."""
+    logits, targets = np.reshape(logits, (-1, logits.shape[-1])), targets.reshape(-1)
+    counts = np.flatnonzero(targets != ignore)
+    chosen = logits[counts]
+    top = np.max(chosen, axis=1, keepdims=True)
+    log_sum = np.log(np.sum(np.exp(chosen - top), axis=1)) + top[:, 0]
+    return np.mean(log_sum - chosen[np.arange(len(counts)), targets[counts]])
+
+
+def mlp(p, settings, path, x):
+    """ReLU between linear layers."""
+    count = 1 + max(int(name.split(".")[1]) for name in p if name.startswith("layers."))
+    for i in range(count):
+        x = linear(p, settings, f"layers.{i}", x)
+        x = x if i == count - 1 else relu(p, settings, "", x)
+    return x
+
+
+def transformer(p, settings, path, tokens, padding=None):
+    """Pre-norm decoder."""
+    x = p["tok.table"][tokens] + p["pos.table"][: tokens.shape[1]]
+    for i in range(1 + max(int(n.split(".")[1]) for n in p if n.startswith("blocks."))):
+        at = f"blocks.{i}."
+        x = x + attention(p, settings, at + "attn", layer_norm(p, settings, at + "ln1", x), padding)
+        h = linear(p, settings, at + "up", layer_norm(p, settings, at + "ln2", x))
+        x = x + linear(p, settings, at + "down", gelu(p, settings, "", h))
+    return linear(p, settings, "head", layer_norm(p, settings, "ln", x))
+
+
+FUNCTIONS = {
+    "linear": linear,
+    "layer_norm": layer_norm,
+    "gelu": gelu,
+    "relu": relu,
+    "embedding": embedding,
+    "attention": attention,
+    "mlp": mlp,
+    "transformer": transformer,
+}
+
+
+def value(inputs, settings):
+    """y of a network, or its loss where there are targets."""
+    name, layer_settings = settings["witness"]
+    x = inputs.get("x", settings["tokens"])
+    extra = () if settings["padding"] is None else (settings["padding"],)
+    y = FUNCTIONS[name](inputs, layer_settings, "", x, *extra)
+    return y if settings["targets"] is None else cross_entropy(y, settings["targets"])
+
+
+def network_gradients(dy, inputs, settings):
+    """Gradients of sum(dy * value) for every input, frozen ones too, as {"d" + name: array}."""
+    vjp, _ = make_vjp(lambda p: value(p, settings))(inputs)
+    return {"d" + name: grad for name, grad in vjp(dy).items()}
