@@ -13,12 +13,13 @@ from .layers import GELU, Dropout, Embedding, LayerNorm, ReLU
 from .linear import DoRALinear, Linear, LoRALinear, MagnitudeLinear
 from .losses import cross_entropy
 from .mlp import MLP
-from .transformer import Transformer
+from .transformer import Block, Transformer
 
 __all__ = [
     "GELU",
     "MLP",
     "Attention",
+    "Block",
     "DoRALinear",
     "Dropout",
     "Embedding",

@@ -27,6 +27,7 @@ def fit(
     batches: Iterable,
     *,
     steps: int,
+    start: int = 0,
     optimizer: Optimizer | None = None,
     rate: float | Schedule = 1e-3,
     clip: float | None = None,
@@ -38,11 +39,12 @@ def fit(
 ) -> History:
     """Train, in place, what trains in a model; returns the history.
 
-    loss: (model, batch, rng) -> (loss, grads by name), such as `nn.losses` and a forward and a
-    backward make. batches: endless, or at least `steps` long. rate: a number or a schedule. clip: a
-    limit on the gradients' global norm. rng goes to the loss, for dropout. evaluate(model) runs
-    every `every` steps and at the end; each callback gets (step, model) before the first step, at
-    step 0, and after every step. progress: a tqdm bar, with that name where it is a string.
+    loss: (model, batch, rng) -> (loss, grads by name), such as `nn.cross_entropy` between a forward
+    and a backward makes. Steps count from `start`, so that a run can go on. batches: endless, or as
+    many. rate: a number or a schedule. clip: a limit on the gradients' global norm. rng goes to the
+    loss, for dropout. evaluate(model) runs every `every` steps and at the end; each callback gets
+    (step, model) before the first step and after every step. progress: a tqdm bar, with that name
+    where it is a string.
 
     Raises FloatingPointError naming step and parameter when a loss or gradient is not finite, and
     ValueError when batches run out. Ctrl-C ends training and returns what there is so far, with
@@ -53,13 +55,15 @@ def fit(
     optimizer = AdamW() if optimizer is None else optimizer
     schedule = rate if callable(rate) else constant(number("rate", rate, minimum=0))
     params, history = trained(model), History()
+    if not 0 <= start < steps:
+        raise ValueError(f"start: expected from 0 to below steps = {steps}, got {start}")
     if not params:
         raise ValueError("model: expected arrays that train, got none; see `adapt` and `thaw`")
     for callback in callbacks:
-        callback(0, model)
-    bar = _progress(steps, progress)
+        callback(start, model)
+    bar = _progress(steps - start, progress)
     try:
-        for step, batch in enumerate(_exactly(batches, steps)):
+        for step, batch in enumerate(_exactly(batches, steps - start), start):
             value, grads = loss(model, batch, rng)
             _check_finite(step, value, grads)
             if clip is not None:

@@ -1,0 +1,188 @@
+"""The same networks in PyTorch, written to be read beside `minidora.nn`.
+
+A parameter has the same name as in minidora, so a state goes from one to the other by name:
+`load(Transformer(...), nn.parameters(model))`.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Linear(nn.Linear):
+    """y = x @ weight.T + bias, as in minidora."""
+
+
+class LoRALinear(nn.Module):
+    """W0 + scale * B @ A."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.W0 = nn.Parameter(tensor(layer.W0), requires_grad=False)
+        bias = layer.bias
+        self.bias = None if bias is None else nn.Parameter(tensor(bias), requires_grad=False)
+        self.A, self.B = nn.Parameter(tensor(layer.A)), nn.Parameter(tensor(layer.B))
+        self.scale = layer.scale
+
+    def weight(self):
+        return self.W0 + self.scale * self.B @ self.A
+
+    def forward(self, x):
+        return F.linear(x, self.weight(), self.bias)
+
+
+class DoRALinear(LoRALinear):
+    """m * V / ‖V‖ with V = W0 + scale * B @ A."""
+
+    def __init__(self, layer):
+        super().__init__(layer)
+        self.m = nn.Parameter(tensor(layer.m))
+        self.dim = 1 if layer.norm_axis == "per_output" else 0
+        self.detached = layer.norm_grad == "detached"
+
+    def weight(self):
+        V = super().weight()
+        c = (V.pow(2).sum(self.dim, keepdim=True) + 1e-24).sqrt()
+        c = c.detach() if self.detached else c
+        return self.m.unsqueeze(self.dim) * V / c
+
+
+class MagnitudeLinear(nn.Module):
+    """m * W0 / ‖W0‖."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.W0 = nn.Parameter(tensor(layer.W0), requires_grad=False)
+        bias = layer.bias
+        self.bias = None if bias is None else nn.Parameter(tensor(bias), requires_grad=False)
+        self.m = nn.Parameter(tensor(layer.m))
+        self.dim = 1 if layer.norm_axis == "per_output" else 0
+
+    def forward(self, x):
+        c = (self.W0.pow(2).sum(self.dim, keepdim=True) + 1e-24).sqrt()
+        return F.linear(x, self.m.unsqueeze(self.dim) * self.W0 / c, self.bias)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention."""
+
+    def __init__(self, d, heads):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (Linear(d, d) for _ in range(4))
+        self.heads = heads
+
+    def forward(self, x, padding=None):
+        batch, t, d = x.shape
+
+        def split(y):
+            return y.view(batch, t, self.heads, d // self.heads).transpose(1, 2)
+
+        q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
+        hidden = torch.ones(t, t, dtype=torch.bool).triu(1)
+        if padding is not None:
+            hidden = hidden | (padding[:, None, None, :] & ~torch.eye(t, dtype=torch.bool))
+        scores = (q @ k.transpose(-1, -2)) / (d // self.heads) ** 0.5
+        p = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        return self.o((p @ v).transpose(1, 2).reshape(batch, t, d))
+
+
+class LayerNorm(nn.Module):
+    """torch's own, under minidora's names."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.gain, self.bias = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
+
+    def forward(self, x):
+        return F.layer_norm(x, x.shape[-1:], self.gain, self.bias)
+
+
+class Embedding(nn.Module):
+    """Rows of a table."""
+
+    def __init__(self, entries, d):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(entries, d))
+
+    def forward(self, tokens):
+        return self.table[tokens]
+
+
+class Block(nn.Module):
+    """x + attn(ln1(x)), then x + down(gelu(up(ln2(x))))."""
+
+    def __init__(self, d, heads, d_ff):
+        super().__init__()
+        self.ln1, self.ln2 = LayerNorm(d), LayerNorm(d)
+        self.attn = Attention(d, heads)
+        self.up, self.down = Linear(d, d_ff), Linear(d_ff, d)
+
+    def forward(self, x, padding=None):
+        x = x + self.attn(self.ln1(x), padding)
+        return x + self.down(F.gelu(self.up(self.ln2(x)), approximate="tanh"))
+
+
+class Transformer(nn.Module):
+    """Decoder-only language model."""
+
+    def __init__(self, vocabulary, d, heads, depth, length):
+        super().__init__()
+        self.tok, self.pos = Embedding(vocabulary, d), Embedding(length, d)
+        self.blocks = nn.ModuleList(Block(d, heads, 4 * d) for _ in range(depth))
+        self.ln = LayerNorm(d)
+        self.head = Linear(d, vocabulary, bias=False)
+
+    def forward(self, tokens, padding=None):
+        x = self.tok(tokens) + self.pos(torch.arange(tokens.shape[1]))
+        for block in self.blocks:
+            x = block(x, padding)
+        return self.head(self.ln(x))
+
+
+class MLP(nn.Module):
+    """ReLU between linear layers."""
+
+    def __init__(self, sizes):
+        super().__init__()
+        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        self.layers = nn.ModuleList(Linear(d_in, d_out) for d_in, d_out in pairs)
+
+    def forward(self, x):
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
+
+
+def tensor(array):
+    return torch.from_numpy(array.copy())
+
+
+def loss_of(logits, targets):
+    """Mean cross-entropy over targets that are not -1."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1)
+
+
+def twin_of(model):
+    """The PyTorch twin of a minidora MLP or Transformer, adapted layers included."""
+    from minidora import nn as mini
+
+    if isinstance(model, mini.MLP):
+        weights = [getattr(la, "weight", getattr(la, "W0", None)) for la in model.layers]
+        twin = MLP([weights[0].shape[1], *(w.shape[0] for w in weights)])
+    else:
+        vocabulary, d = model.tok.table.shape
+        heads, depth = model.blocks[0].attn.heads, len(model.blocks)
+        twin = Transformer(vocabulary, d, heads, depth, len(model.pos.table))
+    kinds = {"LoRALinear": LoRALinear, "DoRALinear": DoRALinear, "MagnitudeLinear": MagnitudeLinear}
+    for path, layer in mini.walk(model):
+        if type(layer).__name__ in kinds:
+            parent, _, name = path.rpartition(".")
+            setattr(twin.get_submodule(parent), name, kinds[type(layer).__name__](layer))
+    arrays = mini.parameters(model)
+    trained = mini.trained(model)
+    own = dict(twin.named_parameters())
+    assert own.keys() == arrays.keys()
+    for name, parameter in own.items():
+        parameter.data = tensor(arrays[name])
+        parameter.requires_grad = name in trained
+    return twin
