@@ -89,8 +89,9 @@ def test_modules_and_functions_keep_to_their_size(name):
     source = path.read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 320
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 48, node.name
+        if isinstance(node, ast.FunctionDef):  # its body, less the docstring
+            first = node.body[1 if ast.get_docstring(node) and node.body[1:] else 0]
+            assert node.end_lineno - first.lineno < 42, node.name
 
 
 @pytest.mark.parametrize("arguments", [("check",), ("format", "--check")])

@@ -1,4 +1,4 @@
-"""Optimizers against torch's, schedules, the loop, frozen bases, and the PyTorch twin step by step."""
+"""Optimizers against torch's, schedules, the loop, frozen bases, the twin step by step."""
 
 import ctypes
 import hashlib

@@ -27,9 +27,10 @@ def digits(shift="none", *, angle: float = 90, seed: int = 0, test: int = 597) -
     """1,797 handwritten digits of 8 × 8 pixels, shifted as asked, split into training and test.
 
     shift: "none"; "rotated" by `angle` degrees; "inverted", black for white; "permuted labels",
-    each digit under another's name; or "held-out classes", only 5 to 9, where "none" has all ten. Pixels
-    are scaled to 0..1 and the mean image of the upright training digits is taken off. The split is
-    drawn from `seed` and the same for every shift. Needs scikit-learn (and SciPy, which it brings).
+    each digit under another's name; or "held-out classes", only 5 to 9, where "none" has all ten.
+    Pixels are scaled to 0..1 and the mean image of the upright training digits is taken off. The
+    split is drawn from `seed` and the same for every shift. Needs scikit-learn (and SciPy, which it
+    brings).
     """
     from sklearn.datasets import load_digits
 
