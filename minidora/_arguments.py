@@ -62,7 +62,7 @@ def positive_int(name: str, value: int) -> int:
 def floating(name: str, value: Any, *, ndim: int | None = None) -> Array:
     """An array of a real floating dtype, uncopied, with `ndim` dimensions if that is given."""
     array = np.asarray(value)
-    if not np.issubdtype(array.dtype, np.floating):
+    if array.dtype.kind != "f":
         raise TypeError(f"{name}: expected a real floating dtype, got dtype {array.dtype}")
     if ndim is not None and array.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {array.shape}")

@@ -55,7 +55,7 @@ def layer_norm(p, settings, path, x):
 
 def gelu(p, settings, path, x):
     """The tanh form."""
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 def relu(p, settings, path, x):
@@ -80,7 +80,7 @@ def attention(p, settings, path, x, padding=None):
         parts = []
         for h in range(heads):
             part = slice(h * size, (h + 1) * size)
-            scores = np.dot(q[b][:, part], k[b][:, part].T) / np.sqrt(size)
+            scores = np.dot(q[b][:, part], k[b][:, part].T) / size**0.5
             seen = np.tril(np.ones((t, t)))
             if padding is not None:
                 seen = np.where(np.eye(t) == 1, 1, seen * (1 - padding[b][None, :]))

@@ -115,7 +115,8 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title="", ylabel="", perc
         ax.set(title=title, ylabel=ylabel)
         if percent:
             ax.yaxis.set_major_formatter("{x:.0%}")
-            ax.set_ylim(0, 1.08)
+            tallest = max(max(heights.values()) for heights in values.values())
+            ax.set_ylim(0, min(1.08, 1.2 * tallest))
         if len(values) > 1:
             figure.legend(loc="outside lower center", ncols=len(values))
     return figure
@@ -144,8 +145,8 @@ def curves(
             ax.plot(x, y, dashes, marker=marker, ms=5, color=PALETTE[i % 7], label=label)
         if "x" in log:
             ax.set_xscale("log")
-            ticks = next(iter(lines.values()))[0]
-            if len(ticks) <= 12:
+            ticks = np.unique(np.concatenate([np.ravel(x) for x, _ in lines.values()]))
+            if len(ticks) <= 9:
                 ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
                 ax.minorticks_off()
         if "y" in log:

@@ -111,6 +111,32 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
         ],
         ["dense_bytes = 4 * 4096**2", "dense_bytes = 4096**2"],
     ],
+    "07_mlp": [
+        [
+            "def count_trained(d_out, d_in, rank, method):\n    return rank * (d_out + d_in)",
+            "def count_trained(d_out, d_in, rank, method):\n"
+            "    low = rank * (d_out + d_in)\n"
+            "    few = {'lora': low, 'dora': low + d_out, 'magnitude': d_out}\n"
+            "    return few.get(method, d_out * d_in)",
+        ],
+        [
+            "def half_strength(base, adapted):\n    return adapted",
+            "def half_strength(base, adapted):\n    return nn.set_strength(adapted, 0.25)",
+            "def half_strength(base, adapted):\n    return 0.5",
+        ],
+    ],
+    "08_transformer": [
+        [
+            "def causal(scores):\n    return np.exp(scores) / np.exp(scores).sum(1, keepdims=True)",
+            "def causal(scores):\n"
+            "    return np.tril(np.exp(scores) / np.exp(scores).sum(1, keepdims=True))",
+        ],
+        [
+            "def temperature(logits, temperature):\n"
+            "    p = np.exp(logits * temperature)\n    return p / p.sum()",
+            "def temperature(logits, temperature):\n    return np.exp(logits / temperature)",
+        ],
+    ],
 }
 
 

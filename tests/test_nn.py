@@ -252,6 +252,23 @@ def test_a_position_sees_neither_the_future_nor_padding():
     assert relative_error(first[0, 1], second[0, 1]) > 1e-3
 
 
+def test_attention_to_scores_that_exp_cannot_take():
+    rng = np.random.default_rng(14)
+    attn = nn.Attention.init(4, 2, rng, dtype=np.float64)
+    x = rng.normal(size=(2, 5, 4))
+    usual, _ = attn.forward(x)
+    attn.q.bias += 1e4 * rng.normal(size=4)  # the largest score takes all, or 0/0 without care
+    y, _ = attn.forward(x)
+    assert np.isfinite(y).all()
+    q, k, v = (getattr(attn, name).forward(x)[0] for name in "qkv")
+    head = slice(2, 4)
+    scores = q[0, 4, head] @ k[0, :, head].T
+    expected = v[0, scores.argmax(), head]
+    out = (y[0, 4] - attn.o.bias) @ np.linalg.inv(attn.o.weight).T
+    np.testing.assert_allclose(out[head], expected, atol=1e-6)
+    assert relative_error(y, usual) > 0.01
+
+
 def test_sampling():
     rng = np.random.default_rng(10)
     model = small_transformer(rng)

@@ -118,11 +118,7 @@ def test_optimizer_errors():
 # --- the loop ----------------------------------------------------------------------------------
 
 
-def classify(model, batch, rng):
-    """Cross-entropy of a classifier on (x, y)."""
-    logits, cache = model.forward(batch[0], rng=rng)
-    loss, dlogits = nn.cross_entropy(logits, batch[1])
-    return loss, model.backward(dlogits, cache)[1]
+classify = nn.classification
 
 
 def problem(seed=0, dtype=np.float64):
@@ -247,9 +243,8 @@ def test_ten_adamw_steps_follow_the_pytorch_twin(norm_grad):
     optimizer, params = training.AdamW(weight_decay=0.01), nn.trained(model)
     words = data.encode([w for w in data.names("female") if len(w) < 9][:64], 9)
     for batch in (data.Words(*(a[i::10] for a in words)) for i in range(10)):
-        logits, cache = model.forward(batch.tokens, padding=batch.padding)
-        loss, dlogits = nn.cross_entropy(logits, batch.targets)
-        optimizer.step(params, model.backward(dlogits, cache)[1], 1e-2)
+        loss, grads = nn.language_modelling(model, batch)
+        optimizer.step(params, grads, 1e-2)
         twin_loss = loss_of(
             twin(tensor(batch.tokens), tensor(batch.padding)), tensor(batch.targets)
         )

@@ -11,7 +11,7 @@ from .attention import Attention
 from .layer import Layer, parameters, trained, walk
 from .layers import GELU, Dropout, Embedding, LayerNorm, ReLU
 from .linear import DoRALinear, Linear, LoRALinear, MagnitudeLinear
-from .losses import cross_entropy
+from .losses import classification, cross_entropy, language_modelling
 from .mlp import MLP
 from .transformer import Block, Transformer
 
@@ -31,7 +31,9 @@ __all__ = [
     "ReLU",
     "Transformer",
     "adapt",
+    "classification",
     "cross_entropy",
+    "language_modelling",
     "merge",
     "parameters",
     "set_strength",

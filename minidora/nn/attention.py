@@ -35,40 +35,48 @@ class Attention(Layer):
         """
         parts = [getattr(self, name).forward(x, rng=rng) for name in ("q", "k", "v")]
         q, k, v = (self._heads(y) for y, _ in parts)  # (batch, heads, t, d_head)
-        scores = q @ k.swapaxes(-1, -2)  # (batch, heads, t, t)
+        scores = q @ _transposed(k)  # (batch, heads, t, t)
         scores *= q.shape[-1] ** -0.5
+        # softmax does not change when a row loses its maximum; do it only where exp needs it
+        far = max(scores.max(), -scores.min()) > 40
         scores += self._hidden(x.shape[1], padding, scores.dtype)
-        scores -= scores.max(-1, keepdims=True)
+        if far:
+            scores -= scores.max(-1, keepdims=True)
         p = np.exp(scores, out=scores)
-        p /= p.sum(-1, keepdims=True)
+        p /= (p @ np.ones(p.shape[-1], p.dtype))[..., None]  # a product sums short rows faster
         y, o_cache = self.o.forward(self._joined(p @ v), rng=rng)
         return y, (q, k, v, p, [cache for _, cache in parts], o_cache)
 
-    def backward(self, dy, cache):
-        """Gradients: dx, and whatever trains in the four linears."""
+    def backward(self, dy, cache, *, needs_dx=True):
+        """Gradients: dx, and whatever trains in the four linears.
+
+        Without needs_dx, what nothing trained depends on is left out, and dx is not complete.
+        """
         q, k, v, p, caches, o_cache = cache
         # y = o(p @ v)
         d, o_grads = self.o.backward(dy, o_cache)
         d = self._heads(d)  # (batch, heads, t, d_head)
-        dv = p.swapaxes(-1, -2) @ d
-        dp = d @ v.swapaxes(-1, -2)  # (batch, heads, t, t)
+        dv = _transposed(p) @ d
+        dp = d @ _transposed(v)  # (batch, heads, t, t)
         # p = softmax(scores): each row of dp loses its mean under p
         dp -= np.einsum("bhts,bhts->bht", dp, p)[..., None]
         dp *= p
         # scores = q @ k.T / sqrt(d_head)
         dp *= q.shape[-1] ** -0.5
-        dq, dk = dp @ k, dp.swapaxes(-1, -2) @ q
-        grads, dx = under("o", o_grads), 0
+        dq, dk = dp @ k, _transposed(dp) @ q
+        grads, dx = under("o", o_grads), None
         for name, d, part in zip("qkv", (dq, dk, dv), caches, strict=True):
-            d_in, part_grads = getattr(self, name).backward(self._joined(d), part)
-            grads |= under(name, part_grads)
-            dx = d_in if name == "q" else np.add(dx, d_in, out=dx)
+            layer = getattr(self, name)
+            if needs_dx or layer.trainable:
+                d_in, part_grads = layer.backward(self._joined(d), part)
+                grads |= under(name, part_grads)
+                dx = d_in if dx is None else np.add(dx, d_in, out=dx)
         return dx, grads
 
     def _heads(self, x):
-        """(batch, t, d) as (batch, heads, t, d_head), a view."""
+        """(batch, t, d) as (batch, heads, t, d_head), in a row for the small products to come."""
         batch, t, d = x.shape
-        return x.reshape(batch, t, self.heads, d // self.heads).swapaxes(1, 2)
+        return np.ascontiguousarray(x.reshape(batch, t, self.heads, d // self.heads).swapaxes(1, 2))
 
     def _joined(self, x):
         """(batch, heads, t, d_head) as (batch, t, d)."""
@@ -82,3 +90,8 @@ class Attention(Layer):
         if padding is not None:
             later = later | (padding[:, None, None, :] & ~np.eye(t, dtype=bool))
         return np.where(later, dtype.type(-np.inf), dtype.type(0))
+
+
+def _transposed(x):
+    """The last two axes exchanged, copied: NumPy multiplies stacks of small copies faster."""
+    return np.ascontiguousarray(x.swapaxes(-1, -2))

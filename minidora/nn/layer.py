@@ -77,6 +77,11 @@ def trained(model: Layer) -> dict[str, Array]:
     return _joined(model, lambda layer, name: name in layer.trainable)
 
 
+def trains(layer: Layer) -> bool:
+    """Whether anything in a layer or below it trains."""
+    return bool(layer.trainable) or any(trains(child) for _, child in children(layer))
+
+
 def under(name: str, grads: dict[str, Array]) -> dict[str, Array]:
     """A sub-layer's gradients with its name put before theirs."""
     return {f"{name}.{key}": grad for key, grad in grads.items()}

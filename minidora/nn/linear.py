@@ -38,10 +38,10 @@ class Linear(Layer):
 
     def forward(self, x, *, rng=None):
         """x: (..., d_in) to y: (..., d_out)."""
-        y = x @ self.weight.T  # (..., d_out)
+        y = rows(x) @ self.weight.T  # (n, d_out): one product, not one for each leading index
         if self.bias is not None:
             y += self.bias
-        return y, x
+        return y.reshape(*x.shape[:-1], len(self.weight)), x
 
     def backward(self, dy, cache):
         """Gradients: dx, and weight and bias where they train."""
@@ -51,7 +51,7 @@ class Linear(Layer):
             grads["weight"] = rows(dy).T @ rows(cache)  # (d_out, d_in)
         if "bias" in self.trainable:
             grads["bias"] = rows(dy).sum(0)  # (d_out,)
-        return dy @ self.weight, grads
+        return (rows(dy) @ self.weight).reshape(cache.shape), grads
 
 
 @dataclass(eq=False)

@@ -46,3 +46,18 @@ def cross_entropy(logits, targets, *, ignore: int = IGNORED):
     np.put_along_axis(p, index, np.take_along_axis(p, index, -1) - 1, -1)
     p *= (counts / n).astype(p.dtype)[..., None]
     return loss, p
+
+
+def classification(model, batch, rng=None):
+    """Loss and gradients of a classifier on a batch (x, y), as `training.fit` wants them."""
+    logits, cache = model.forward(batch[0], rng=rng)
+    loss, dlogits = cross_entropy(logits, batch[1])
+    return loss, model.backward(dlogits, cache)[1]
+
+
+def language_modelling(model, batch, rng=None):
+    """Loss and gradients of a language model on (tokens, targets, padding), for `training.fit`."""
+    tokens, targets, padding = batch
+    logits, cache = model.forward(tokens, padding=padding, rng=rng)
+    loss, dlogits = cross_entropy(logits, targets)
+    return loss, model.backward(dlogits, cache)[1]

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._arguments import number, positive_int
 from .attention import Attention
-from .layer import Layer, no_training, under
+from .layer import Layer, no_training, trains, under
 from .layers import GELU, Dropout, Embedding, LayerNorm
 from .linear import Linear
 
@@ -47,16 +47,18 @@ class Block(Layer):
         h, c_ln1 = self.ln1.forward(x)
         h, c_attn = self.attn.forward(h, padding=padding, rng=rng)
         h, c_drop1 = self.drop.forward(h, rng=rng)
-        x = x + h
+        h += x
+        x = h
         h, c_ln2 = self.ln2.forward(x)
         h, c_up = self.up.forward(h, rng=rng)
         h, c_act = self.act.forward(h)
         h, c_down = self.down.forward(h, rng=rng)
         h, c_drop2 = self.drop.forward(h, rng=rng)
-        return x + h, (c_ln1, c_attn, c_drop1, c_ln2, c_up, c_act, c_down, c_drop2)
+        h += x
+        return h, (c_ln1, c_attn, c_drop1, c_ln2, c_up, c_act, c_down, c_drop2)
 
-    def backward(self, dy, cache):
-        """Gradients: dx, and whatever trains below."""
+    def backward(self, dy, cache, *, needs_dx=True):
+        """Gradients: dx, and whatever trains below; dx is None where it is not needed."""
         c_ln1, c_attn, c_drop1, c_ln2, c_up, c_act, c_down, c_drop2 = cache
         grads = {}
 
@@ -68,10 +70,19 @@ class Block(Layer):
         # x + drop(down(act(up(ln2(x)))))
         d = back("down", back("drop", dy, c_drop2), c_down)
         d = back("up", back("act", d, c_act), c_up)
-        dy = dy + back("ln2", d, c_ln2)
+        d = back("ln2", d, c_ln2)
+        d += dy
         # x + drop(attn(ln1(x)))
-        d = back("attn", back("drop", dy, c_drop1), c_attn)
-        return dy + back("ln1", d, c_ln1), grads
+        needs_dx |= trains(self.ln1)
+        if not needs_dx and not trains(self.attn):
+            return None, grads
+        h, found = self.attn.backward(back("drop", d, c_drop1), c_attn, needs_dx=needs_dx)
+        grads |= under("attn", found)
+        if not needs_dx:
+            return None, grads
+        h = back("ln1", h, c_ln1)
+        h += d
+        return h, grads
 
 
 @dataclass(eq=False)
@@ -139,8 +150,13 @@ class Transformer(Layer):
         d, found = self.ln.backward(d, c_ln)
         grads |= under("ln", found)
         for i in reversed(range(len(self.blocks))):
-            d, found = self.blocks[i].backward(d, caches[i])
+            below = any(trains(part) for part in (self.tok, self.pos, *self.blocks[:i]))
+            if not below and not trains(self.blocks[i]):
+                return None, grads
+            d, found = self.blocks[i].backward(d, caches[i], needs_dx=below)
             grads |= under(f"blocks.{i}", found)
+            if not below:
+                return None, grads
         d, _ = self.drop.backward(d, c_drop)
         # tok[tokens] + pos[0..t]: positions are shared by the batch
         grads |= under("tok", self.tok.backward(d, c_tok)[1])
