@@ -117,7 +117,7 @@ def compare(
 ) -> Report:
     """Hold `grads` against `expected`, name by name, at a relative `tolerance`.
 
-    A gradient that is None (no bias) may be absent from `expected`. Gradients below `floor` are
+    A gradient that is None (no bias) counts as absent, on either side. Gradients below `floor` are
     judged on its scale, for those that are zero but for rounding, such as that of a key's bias in
     attention. Raises ValueError where the names or a shape differ.
 
@@ -125,6 +125,7 @@ def compare(
     True
     """
     grads = {name: np.asarray(g) for name, g in grads.items() if g is not None}
+    expected = {name: g for name, g in expected.items() if g is not None}
     if grads.keys() != expected.keys():
         raise ValueError(f"grads: expected the names {sorted(expected)}, got {sorted(grads)}")
     rows = []

@@ -168,10 +168,10 @@ def tangent_plane(v, g, radial, tangential, *, title=""):
         ax.plot_surface(*surface, color=GREY, alpha=0.2)
         origin = np.zeros(3)
         arrows = {
-            "v": (origin, v, GREY, "-"),
-            "g": (v, g, BLUE, "-"),
-            "radial part": (v, radial, ORANGE, "--"),
-            "tangential part": (v, tangential, GREEN, "-"),
+            "v": (origin, v, BLUE, "-"),
+            "g": (v, g, ORANGE, "-"),
+            "radial part": (v, radial, GREEN, "--"),
+            "tangential part": (v, tangential, PURPLE, "-"),
         }
         for label, (start, along, color, dashes) in arrows.items():
             ax.quiver(

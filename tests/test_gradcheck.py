@@ -87,4 +87,5 @@ def test_nothing_to_compare_is_an_error():
 
 def test_a_missing_bias_is_no_difference():
     assert compare({"dx": np.ones(1), "dbias": None}, {"dx": np.ones(1)}, 1e-9).ok
+    assert compare({"dx": np.ones(1)}, {"dx": np.ones(1), "dbias": None}, 1e-9).ok
     assert compare({"dx": np.ones((0, 2))}, {"dx": np.ones((0, 2))}, 1e-9).ok

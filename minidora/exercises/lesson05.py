@@ -16,13 +16,18 @@ def my_project(answer):
     """A function (G, V) -> the tangential part of each row, no (d, d) matrix built."""
     G, V = _gradient()
     got = ask(answer, G, V)
-    same(np.shape(got), G.shape, f"expected shape {G.shape}, got {np.shape(got)}")
+    expect(np.shape(got) == G.shape, f"expected shape {G.shape}, got {np.shape(got)}")
     radial, tangential = split(G, V, "per_output")
     expect(not np.allclose(got, radial), "that is the part along V; keep the rest")
     once = G - V * (G * V).sum(1, keepdims=True) / np.linalg.norm(V, axis=1, keepdims=True)
     expect(not np.allclose(got, once), "divide by the norm twice: v v^T / ||v||^2")
-    whole = G - V * (G * V).sum() / (V * V).sum()
-    expect(not np.allclose(got, whole), "one projector for each row, not one for the whole matrix")
+    never = G - V * (G * V).sum(1, keepdims=True)
+    expect(not np.allclose(got, never), "divide by the squared norm: v v^T / ||v||^2")
+    literal = G - G @ V.T @ V / np.linalg.norm(V, axis=1).max() ** 2
+    by_frobenius = G - G @ V.T @ V / (V * V).sum()
+    one_number = G - V * (G * V).sum() / (V * V).sum()
+    for whole in (literal, by_frobenius, one_number):
+        expect(not np.allclose(got, whole), "one projector for each row, not one for all of V")
     same(got, tangential, "some of G along the rows of V is left")
 
 

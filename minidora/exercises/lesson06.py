@@ -39,6 +39,8 @@ def magnitude_gradient(answer):
 def dense_bytes(answer):
     """Bytes of V, W, G and dV of a float32 layer with d_in = d_out = 4096."""
     each = 4096 * 4096 * 4
-    expect(answer != 4 * 4096 * 4096, "numbers, not bytes: a float32 has four")
-    expect(answer != each, "that is one of the four matrices")
+    expect(answer not in (4096**2, 4 * 256), "in bytes, please; a float32 has four")
+    expect(answer not in (256, 64), "in bytes, not MiB")
+    # four matrices of one byte a number, or one matrix of four: the same wrong count
+    expect(answer != each, "four matrices, and four bytes to a number; one of the fours is missing")
     expect(answer == 4 * each, "four matrices of 4096 * 4096 numbers of 4 bytes")
