@@ -11,7 +11,7 @@ pytest.importorskip("safetensors", reason="needs safetensors: pip install safete
 from test_training import classify, digest, problem
 
 from minidora import nn, training
-from minidora.training import checkpoint
+from minidora.training import checkpoint, data
 
 
 def models(rng):
@@ -46,28 +46,31 @@ def test_a_model_comes_back_as_it_was(which, tmp_path):
 )
 def test_resuming_equals_going_on_to_the_bit(optimizer, tmp_path):
     def start():
-        model, batches, _ = problem(1, np.float32)
+        model, _, rows = problem(1, np.float32)
         rng = np.random.default_rng(2)
         model = nn.adapt(model, "dora", rank=2, rng=rng, dropout=0.1)
         kind = type(optimizer)
         settings = {k: v for k, v in vars(optimizer).items() if k not in ("state", "steps")}
-        return model, [next(batches) for _ in range(100)], kind(**settings), rng
+        return model, rows, kind(**settings), rng
+
+    def batches(rows, start=0):
+        return data.batches(rows, 32, np.random.default_rng(7), start=start)
 
     schedule = training.linear(1e-2, 100, warmup=10)
     settings = {"rate": schedule, "progress": False, "clip": 1.0}
-    model, batches, opt, rng = start()
-    training.fit(model, classify, batches, steps=100, optimizer=opt, rng=rng, **settings)
+    model, rows, opt, rng = start()
+    training.fit(model, classify, batches(rows), steps=100, optimizer=opt, rng=rng, **settings)
     expected = digest(nn.parameters(model))
 
-    model, batches, opt, rng = start()
-    training.fit(model, classify, batches[:50], steps=50, optimizer=opt, rng=rng, **settings)
+    model, rows, opt, rng = start()
+    training.fit(model, classify, batches(rows), steps=50, optimizer=opt, rng=rng, **settings)
     checkpoint.save(tmp_path / "half", model, optimizer=opt, rng=rng, step=50)
     del model, opt, rng
     back = checkpoint.load(tmp_path / "half")
     training.fit(
         back.model,
         classify,
-        batches[50:],
+        batches(rows, back.step),
         steps=100,
         start=back.step,
         optimizer=back.optimizer,
@@ -134,6 +137,21 @@ def test_truncated_corrupted_and_foreign_files(tmp_path):
         checkpoint.load(path)
     with pytest.raises(FileNotFoundError, match="expected a checkpoint, got no such file"):
         checkpoint.load(tmp_path / "nothing")
+
+
+def test_what_cannot_be_written_is_refused_not_dropped(tmp_path):
+    model = nn.LayerNorm.init(3)
+    model.eps = np.float32(1e-3)
+    with pytest.raises(
+        ValueError, match="^model: expected settings of LayerNorm that JSON can hold"
+    ):
+        checkpoint.save(tmp_path / "m", model)
+    mersenne = np.random.Generator(np.random.MT19937(0))
+    with pytest.raises(
+        ValueError, match="^rng: expected a generator such as .* got one of MT19937"
+    ):
+        checkpoint.save(tmp_path / "m", nn.LayerNorm.init(3), rng=mersenne)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_structure_that_does_not_fit_is_refused(tmp_path):

@@ -125,14 +125,14 @@ def test_merging_keeps_the_function(method, norm_axis):
     model = nn.adapt(base, method, targets, rank=2, rng=rng, norm_axis=norm_axis)
     moved(model, rng)
     tokens = rng.integers(7, size=(3, 6))
-    for strength in (1.0, 0.4, 0.0):
-        at = nn.set_strength(model, strength)
+    for strength in (1.0,) if method == "full" else (1.0, 0.4, 0.0):
+        at = model if method == "full" else nn.set_strength(model, strength)
         merged = nn.merge(at)
         assert not any("W0" in name for name in nn.parameters(merged))
         assert not nn.trained(merged)
         out = at.forward(tokens)[0]
         np.testing.assert_allclose(merged.forward(tokens)[0], out, atol=1e-11)
-        if strength == 0 and method != "full":
+        if strength == 0:
             np.testing.assert_array_equal(merged.forward(tokens)[0], base.forward(tokens)[0])
             np.testing.assert_allclose(out, base.forward(tokens)[0], atol=1e-14)
 
@@ -219,13 +219,64 @@ def test_trainable_summary_counts_as_peft_does():
 def test_thaw_gives_a_copy_that_trains():
     rng = np.random.default_rng(7)
     base = small_transformer(rng)
-    frozen = nn.adapt(base, "lora", ("q",), rank=2, rng=rng)
-    free = nn.thaw(frozen)
-    before = digest(nn.parameters(frozen))
+    adapted = nn.adapt(base, "lora", ("q",), rank=2, rng=rng)
+    free = nn.thaw(base)
+    before = digest(nn.parameters(base))
     for array in nn.trained(free).values():
         array += 1
     assert nn.trained(free).keys() == nn.parameters(free).keys()
-    assert digest(nn.parameters(frozen)) == before
+    assert digest(nn.parameters(base)) == before
+    with pytest.raises(
+        ValueError, match="^model: expected plain layers .* LoRALinear; merge first"
+    ):
+        nn.thaw(adapted)
+    assert len(nn.trained(nn.thaw(nn.merge(adapted)))) == len(before)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "magnitude"])
+def test_a_bias_that_trains_is_a_copy(method):
+    rng = np.random.default_rng(15)
+    base = nn.Linear.init(6, 4, rng)
+    model = nn.adapt(base, method, rank=2, rng=rng, train="bias")
+    assert list(nn.trained(model)) == ["bias"]
+    model.bias += 1
+    assert not base.bias.any() and not base.bias.flags.writeable
+
+
+def test_a_failed_adapt_leaves_the_model_as_it_was():
+    base = nn.MLP.init((5, 7, 3), np.random.default_rng(16))
+    for wrong in ({"rank": 0}, {"rng": None}, {"targets": ("x",)}, {"targets": ()}):
+        with pytest.raises((ValueError, TypeError)):
+            nn.adapt(base, "dora", **{"rng": np.random.default_rng(0), **wrong})
+    assert all(array.flags.writeable for array in nn.parameters(base).values())
+
+
+def test_settings_become_python_numbers():
+    rng = np.random.default_rng(17)
+    base = nn.Linear.init(6, 4, rng)
+    model = nn.adapt(base, "dora", rank=2, rng=rng, strength=np.float64(0.5), alpha=np.float64(4))
+    assert type(model.strength) is type(model.scale) is float
+    assert nn.merge(model).weight.dtype == model.forward(np.ones((1, 6), "f4"))[0].dtype == "f4"
+    assert type(nn.Attention.init(4, np.int64(2), rng).heads) is int
+
+
+def test_networks_are_float32_or_float64_and_so_are_their_inputs():
+    rng = np.random.default_rng(18)
+    for make in (
+        lambda: nn.MLP.init((5, 3), rng, dtype=np.float16),
+        lambda: nn.Transformer.init(7, 8, 2, 2, 6, rng, dtype=np.float16),
+        lambda: nn.LayerNorm.init(4, dtype=np.float16),
+    ):
+        with pytest.raises(ValueError, match="^dtype: expected float32 or float64, got float16"):
+            make()
+    base = nn.Linear.init(6, 4, rng)
+    for layer in (base, nn.adapt(base, "magnitude")):
+        with pytest.raises(TypeError, match="^x: expected a real floating dtype, got dtype int64"):
+            layer.forward(np.ones((2, 6), int))
+        with pytest.raises(
+            ValueError, match=r"^x: expected shape \(\.\.\., 6\) for d_in = 6, got shape"
+        ):
+            layer.forward(np.ones((2, 5)))
 
 
 def test_names_are_paths():
@@ -358,6 +409,12 @@ def test_adapt_errors():
         nn.adapt(base, "dora", norm_axis="rows", rng=rng)
     with pytest.raises(ValueError, match="^norm_grad: expected 'exact' or 'detached'"):
         nn.adapt(base, "dora", norm_grad="frozen", rng=rng)
+    with pytest.raises(ValueError, match=r"^train: expected None with method 'full', got \('A',\)"):
+        nn.adapt(base, "full", ("layers.0",), train=("A",))
+    with pytest.raises(
+        ValueError, match="^model: expected adapted layers, got none whose strength"
+    ):
+        nn.set_strength(base, 0.5)
     adapted = nn.adapt(base, "dora", rng=rng)
     with pytest.raises(ValueError, match="^model: expected linear layers to adapt, got none"):
         nn.adapt(adapted, "dora", rng=rng)

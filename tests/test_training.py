@@ -146,7 +146,7 @@ def test_fit_learns_and_keeps_a_history():
         clip=1.0,
         evaluate=lambda m: classify(m, whole, None)[0],
         every=60,
-        callbacks=[lambda step, m: seen.append((step, m is model))],
+        callbacks=(lambda step, m: seen.append((step, m is model)) for _ in range(1)),
         progress=False,
     )
     assert len(history.losses) == len(history.rates) == len(history.grad_norms) == 150
@@ -215,6 +215,18 @@ def test_fit_errors():
         training.fit(model, classify, [next(batches)], steps=5, progress=False)
     with pytest.raises(ValueError, match="^steps: expected at least 1, got 0"):
         training.fit(model, classify, batches, steps=0)
+    with pytest.raises(ValueError, match="^rng: expected a generator, since the model has dropout"):
+        dropping = nn.adapt(nn.thaw(model), "lora", rng=np.random.default_rng(0), dropout=0.1)
+        training.fit(dropping, classify, batches, steps=1)
+    with pytest.raises(
+        ValueError, match=r"^loss: expected gradients of all .* none of \['layers.0."
+    ):
+        training.fit(model, lambda *_: (1.0, {}), batches, steps=1, progress=False)
+    nn.adapt(model, "magnitude")
+    with pytest.raises(
+        ValueError, match=r"^model: 'layers.0.weight' should train but is read-only"
+    ):
+        training.fit(model, classify, batches, steps=1)
     with pytest.raises(ValueError, match="^model: expected arrays that train, got none"):
         training.fit(nn.merge(model), classify, batches, steps=1)
     with pytest.raises(ValueError, match="^start: expected from 0 to below steps = 5, got 5"):
@@ -312,6 +324,10 @@ def test_batches_pass_over_all_rows_in_turn():
     assert all((b == 2 * a).all() and len(a) == 4 for a, b in seen)
     drawn = np.concatenate([a for a, _ in seen])
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    later = data.batches((rows, rows * 2), 4, np.random.default_rng(0), start=3)
+    np.testing.assert_array_equal(next(later)[0], seen[3][0])
+    with pytest.raises(ValueError, match="^start: expected 0 or more, got -1"):
+        data.batches((rows,), 4, np.random.default_rng(0), start=-1)
     words = data.encode(["ab", "cd"], 4)
     assert isinstance(next(data.batches(words, 2, np.random.default_rng(0))), data.Words)
     for bad in ((rows, rows[:3]), (rows[:0],)):

@@ -15,7 +15,8 @@ def count_trained(answer):
         model = nn.adapt(base, method, rank=3, rng=rng)
         right = sum(a.size for a in nn.trained(model).values())
         got = ask(answer, 128, 64, 3, method)
-        hint = " (mind the bias)" if method == "full" else ""
+        biased = abs(got - right) == 128
+        hint = " (mind the bias, which only full fine-tuning trains)" if biased else ""
         expect(got == right, f"{method!r} trains {right} numbers, you say {got}{hint}")
 
 
@@ -31,5 +32,7 @@ def half_strength(answer):
     got = ask(answer, base, adapted)
     expect(hasattr(got, "forward"), "return a layer")
     (low, _), (high, _), (y, _) = (layer.forward(x) for layer in (base, adapted, got))
+    given = nn.set_strength(adapted, 1.0).forward(x)[0]
+    expect(np.allclose(high, given, atol=1e-5), "the layer passed in has changed; make a new one")
     expect(not np.allclose(y, high, atol=1e-5), "that is the adapted layer at full strength")
     expect(np.allclose(y, (low + high) / 2, atol=1e-5), "its output should be the mean of the two")

@@ -36,11 +36,13 @@ def adapt(
     `("blocks.0.up",)`; None means all of them, and with "full" every layer of any kind. As a
     mapping, each target has a method of its own, or a dict of any of the arguments below.
     alpha: 2 * rank unless given; the scale is alpha / rank, or alpha / sqrt(rank) with rslora.
-    train: the names that train among A, B, m and bias, if not all that the method adds.
+    train: the names that train among A, B, m and bias, if not all that the method adds; a bias that
+    trains is a copy.
 
-    Every array of `model` is shared, not copied, and made read-only, so that neither an optimizer
-    nor anything else can change the base afterwards; `thaw(model)` gives a copy that trains.
-    Raises ValueError that lists the linear layers where a target matches none.
+    Every other array of `model` is shared, not copied, and made read-only, so that neither an
+    optimizer nor anything else can change the base afterwards (adapters that `model` has already
+    are part of that base); `thaw(model)` gives a copy that trains. Raises ValueError that lists the
+    linear layers where a target matches none; `model` is then as it was.
     """
     settings = {
         "method": method,
@@ -57,7 +59,7 @@ def adapt(
     one_of("method", method, METHODS)
     chosen = _matches(model, targets, settings)
     for path, array in parameters(model).items():
-        finite(path, array).flags.writeable = False
+        finite(path, array)
     everything = method == "full" and targets is None
 
     def change(path, layer):
@@ -67,7 +69,10 @@ def adapt(
             return _adapted(layer, **chosen[path])
         return replace(layer, trainable=())
 
-    return rebuilt(model, change)
+    adapted = rebuilt(model, change)
+    for array in parameters(model).values():
+        array.flags.writeable = False
+    return adapted
 
 
 def _matches(model: Layer, targets, settings: dict) -> dict[str, dict]:
@@ -79,6 +84,8 @@ def _matches(model: Layer, targets, settings: dict) -> dict[str, dict]:
         return {path: settings for path in linears}
     if isinstance(targets, str):
         targets = (targets,)
+    if not targets:
+        raise ValueError(f"targets: expected names among {linears}, got none")
     chosen = {}
     for target in targets:
         own = targets[target] if isinstance(targets, Mapping) else {}
@@ -98,6 +105,11 @@ def _matches(model: Layer, targets, settings: dict) -> dict[str, dict]:
 
 def _trains_in_full(layer: Layer) -> Layer:
     """A copy of a layer's own arrays, all of which train."""
+    if isinstance(layer, Adapted):
+        raise ValueError(
+            f"model: expected plain layers to train in full, got a {type(layer).__name__};"
+            " merge first"
+        )
     own = dict(own_arrays(layer))
     return replace(layer, **{name: a.copy() for name, a in own.items()}, trainable=tuple(own))
 
@@ -119,7 +131,13 @@ def _adapted(
     """One linear layer, adapted around the same arrays."""
     W0, bias = layer.weight, layer.bias
     if one_of("method", method, METHODS) == "full":
+        if train is not None:
+            raise ValueError(f"train: expected None with method 'full', got {train!r}")
         return _trains_in_full(layer)
+    if isinstance(train, str):
+        train = (train,)
+    if bias is not None and train is not None and "bias" in train:
+        bias = bias.copy()
     settings = {"dropout": dropout, "strength": strength}
     if method == "magnitude":
         m = norms(W0, norm_axis)
@@ -158,12 +176,21 @@ def merge(model: Layer) -> Layer:
 
 
 def thaw(model: Layer) -> Layer:
-    """A copy of a model, every array of which is its own, writable, and trains."""
+    """A copy of a model, every array of which is its own, writable, and trains.
+
+    Raises ValueError for adapted layers, whose W0 never trains: `thaw(merge(model))`.
+    """
     return rebuilt(model, lambda _, layer: _trains_in_full(layer))
 
 
 def set_strength(model: Layer, strength: float) -> Layer:
-    """The same model, arrays shared, with every adapter at this strength: 0 is the base."""
+    """The same model, arrays shared, with every adapter at this strength: 0 is the base.
+
+    Layers trained by method "full" have nothing to scale and stay as they are. Raises ValueError
+    where no layer has an adapter.
+    """
+    if not any(isinstance(layer, Adapted) for _, layer in walk(model)):
+        raise ValueError("model: expected adapted layers, got none whose strength could be set")
 
     def change(_, layer):
         return replace(layer, strength=strength) if isinstance(layer, Adapted) else layer

@@ -20,6 +20,10 @@ class Attention(Layer):
     heads: int = 1
     trainable: tuple[str, ...] = no_training()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.heads = positive_int("heads", self.heads)
+
     @classmethod
     def init(cls, d, heads, rng, *, out_scale=None, dtype=np.float32) -> "Attention":
         """Fresh linears; out_scale is the standard deviation of o's weights."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._arguments import Array, number
 from .layer import Layer, no_training
-from .linear import rows
+from .linear import rows, working_dtype
 
 
 @dataclass(eq=False)
@@ -22,6 +22,7 @@ class Embedding(Layer):
     @classmethod
     def init(cls, entries, d, rng, *, scale=0.02, dtype=np.float32) -> "Embedding":
         """Normal entries of standard deviation `scale`; they train."""
+        working_dtype(dtype)
         table = (scale * rng.normal(size=(entries, d))).astype(dtype)
         return cls(table, trainable=("table",))
 
@@ -63,6 +64,7 @@ class LayerNorm(Layer):
     @classmethod
     def init(cls, d, *, dtype=np.float32) -> "LayerNorm":
         """Gain one, bias zero; both train."""
+        working_dtype(dtype)
         return cls(np.ones(d, dtype), np.zeros(d, dtype), trainable=("gain", "bias"))
 
     def forward(self, x, *, rng=None):
@@ -150,6 +152,7 @@ class Dropout(Layer):
         super().__post_init__()
         if not 0 <= number("rate", self.rate) < 1:
             raise ValueError(f"rate: expected 0 or more and below 1, got {self.rate!r}")
+        self.rate = float(self.rate)
 
     def forward(self, x, *, rng=None):
         """Acts only where an rng is given."""

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 
 from .. import factored, lora
-from .._arguments import EPS, Array, number, one_of, shaped
+from .._arguments import EPS, Array, floating, number, one_of, shaped
 from ..decomposition import norms, squared_norms
 from ..dora import dora_weight
 from .layer import Layer, no_training
@@ -18,6 +18,20 @@ from .layer import Layer, no_training
 def rows(x: Array) -> Array:
     """(..., d) as (n, d)."""
     return x.reshape(-1, x.shape[-1])
+
+
+def input_of(x: Array, weight: Array) -> None:
+    """Raise unless x is floating and (..., d_in)."""
+    floating("x", x)
+    d_in = weight.shape[1]
+    if x.ndim == 0 or x.shape[-1] != d_in:
+        raise ValueError(f"x: expected shape (..., {d_in}) for d_in = {d_in}, got shape {x.shape}")
+
+
+def working_dtype(dtype) -> None:
+    """Raise ValueError unless networks can be computed in this dtype: float32 or float64."""
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise ValueError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
 
 
 @dataclass(eq=False)
@@ -31,6 +45,7 @@ class Linear(Layer):
     @classmethod
     def init(cls, d_in, d_out, rng, *, bias=True, scale=None, dtype=np.float32) -> "Linear":
         """Normal weights of standard deviation `scale` (1 / sqrt(d_in)), bias zero; all train."""
+        working_dtype(dtype)
         scale = d_in**-0.5 if scale is None else scale
         weight = (scale * rng.normal(size=(d_out, d_in))).astype(dtype)
         names = ("weight", "bias") if bias else ("weight",)
@@ -38,6 +53,7 @@ class Linear(Layer):
 
     def forward(self, x, *, rng=None):
         """x: (..., d_in) to y: (..., d_out)."""
+        input_of(x, self.weight)
         y = rows(x) @ self.weight.T  # (n, d_out): one product, not one for each leading index
         if self.bias is not None:
             y += self.bias
@@ -74,7 +90,9 @@ class Adapted(Layer):
         super().__post_init__()
         if not 0 <= number("dropout", self.dropout) < 1:
             raise ValueError(f"dropout: expected 0 or more and below 1, got {self.dropout!r}")
-        number("strength", self.strength)
+        for name in ("dropout", "strength", "scale"):  # Python numbers, which promote nothing
+            if hasattr(self, name):
+                setattr(self, name, number(name, getattr(self, name)))
 
     def mask(self, x: Array, rng) -> Array | None:
         """strength times inverted dropout, shaped like x; None where that is all ones."""
@@ -173,6 +191,7 @@ class MagnitudeLinear(Adapted):
 
     def forward(self, x, *, rng=None):
         """x: (..., d_in) to y: (..., d_out)."""
+        input_of(x, self.W0)
         mask = self.mask(x, rng)
         g = (self.m / self.c).astype(x.dtype)
         # W = g * W0, so what the adapter adds is x * mask times (g - 1) * W0

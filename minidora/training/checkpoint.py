@@ -43,7 +43,9 @@ class Checkpoint(NamedTuple):
 def save(path, model: Layer, *, optimizer=None, rng=None, step: int = 0) -> None:
     """Write a whole model, and a training run's state where given.
 
-    The file is written under another name and renamed, so `path` is the old file or the new one.
+    rng: the generator that goes to the loss, for dropout. Batches from `data.batches` go on by the
+    seed they began with and `start=step`, from a generator of their own. The file is written under
+    another name and renamed, so `path` is the old file or the new one.
     """
     arrays = dict(parameters(model))
     _write(path, "model", arrays, {"structure": _structure(model)}, optimizer, rng, step)
@@ -114,8 +116,15 @@ def _structure(layer: Layer) -> dict:
     settings = {}
     for f in fields(layer):
         value = getattr(layer, f.name)
-        if f.init and f.name not in own and isinstance(value, str | int | float | None):
+        if not f.init or f.name in own or f.name == "trainable":
+            continue
+        if isinstance(value, str | int | float | None):
             settings[f.name] = value
+        elif not isinstance(value, Layer | tuple):
+            raise ValueError(
+                f"model: expected settings of {type(layer).__name__} that JSON can hold, got"
+                f" {f.name} = {value!r}"
+            )
     settings["trainable"] = list(layer.trainable)
     return {
         "type": type(layer).__name__,
@@ -161,7 +170,7 @@ def _write(path, kind, arrays, about, optimizer, rng, step) -> None:
         for slot, found in optimizer.state.items():
             arrays |= {f"optimizer/{slot}/{name}": a for name, a in found.items()}
     if rng is not None:
-        about["rng"] = rng.bit_generator.state
+        about["rng"] = _plain_state(rng)
     about["sha256"] = _digest(arrays)
     data = to_bytes(arrays, metadata={"minidora": json.dumps(about)})
     path = Path(path)
@@ -174,6 +183,19 @@ def _write(path, kind, arrays, about, optimizer, rng, step) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _plain_state(rng: np.random.Generator) -> dict:
+    """The state of a generator, as JSON can hold it."""
+    state = rng.bit_generator.state
+    try:
+        json.dumps(state)
+    except TypeError:
+        raise ValueError(
+            "rng: expected a generator such as np.random.default_rng(seed), got one of"
+            f" {state['bit_generator']}, whose state JSON cannot hold"
+        ) from None
+    return state
 
 
 def _optimizer_settings(optimizer: Optimizer) -> dict:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -112,24 +113,30 @@ def decode(tokens: np.ndarray) -> list[str]:
     return words
 
 
-def batches(arrays: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> Iterator[tuple]:
+def batches(
+    arrays: Sequence[np.ndarray], size: int, rng: np.random.Generator, *, start: int = 0
+) -> Iterator[tuple]:
     """Endless random batches of rows of all arrays, each pass over the data in a new order.
 
-    A NamedTuple of arrays gives batches of the same type. Raises ValueError for no rows, or arrays
-    of different lengths.
+    A NamedTuple of arrays gives batches of the same type. start leaves out as many batches, so that
+    a run can go on with the seed it began with. Raises ValueError for no rows, or arrays of
+    different lengths.
     """
     positive_int("size", size)
+    if start < 0:
+        raise ValueError(f"start: expected 0 or more, got {start}")
     lengths = {len(a) for a in arrays}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"arrays: expected one number of rows, above 0, got {sorted(lengths)}")
-    return _endless(arrays, size, lengths.pop(), rng)
+    return _endless(arrays, size, lengths.pop(), rng, start)
 
 
-def _endless(arrays, size, n, rng):
+def _endless(arrays, size, n, rng, start):
     make = type(arrays)._make if hasattr(type(arrays), "_make") else tuple
     left = np.empty(0, int)
-    while True:
+    for i in count():
         while len(left) < size:
             left = np.concatenate([left, rng.permutation(n)])
         rows, left = left[:size], left[size:]
-        yield make(a[rows] for a in arrays)
+        if i >= start:
+            yield make(a[rows] for a in arrays)

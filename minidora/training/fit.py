@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .._arguments import number, positive_int
-from ..nn.layer import Layer, trained
+from ..nn.layer import Layer, trained, walk
 from .optim import AdamW, Optimizer, Schedule, clip_by_norm, constant
 
 
@@ -54,11 +54,12 @@ def fit(
     positive_int("every", every)
     optimizer = AdamW() if optimizer is None else optimizer
     schedule = rate if callable(rate) else constant(number("rate", rate, minimum=0))
-    params, history = trained(model), History()
+    params, history, callbacks = trained(model), History(), tuple(callbacks)
     if not 0 <= start < steps:
         raise ValueError(f"start: expected from 0 to below steps = {steps}, got {start}")
     if not params:
         raise ValueError("model: expected arrays that train, got none; see `adapt` and `thaw`")
+    _check_ready(model, params, rng)
     for callback in callbacks:
         callback(start, model)
     bar = _progress(steps - start, progress)
@@ -66,6 +67,8 @@ def fit(
         for step, batch in enumerate(_exactly(batches, steps - start), start):
             value, grads = loss(model, batch, rng)
             _check_finite(step, value, grads)
+            if missing := sorted(params.keys() - grads.keys()):
+                raise ValueError(f"loss: expected gradients of all that trains, none of {missing}")
             if clip is not None:
                 history.grad_norms.append(clip_by_norm(grads, clip))
             history.losses.append(value)
@@ -93,6 +96,19 @@ def _exactly(batches: Iterable, steps: int) -> Iterator:
             yield next(source)
         except StopIteration:
             raise ValueError(f"batches: expected {steps} for as many steps, got {step}") from None
+
+
+def _check_ready(model: Layer, params: dict, rng) -> None:
+    """Raise ValueError for what would fail, or silently do nothing, later on."""
+    frozen = [name for name, array in params.items() if not array.flags.writeable]
+    if frozen:
+        raise ValueError(
+            f"model: {frozen[0]!r} should train but is read-only, for the model has been adapted;"
+            " train the adapted model, or thaw(model)"
+        )
+    rates = [getattr(layer, "dropout", 0) or getattr(layer, "rate", 0) for _, layer in walk(model)]
+    if rng is None and any(rates):
+        raise ValueError("rng: expected a generator, since the model has dropout, got None")
 
 
 def _check_finite(step: int, value: float, grads: dict) -> None:
