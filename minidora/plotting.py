@@ -142,11 +142,12 @@ def curves(
             if np.ndim(y) == 2:
                 ax.fill_between(x, np.min(y, 0), np.max(y, 0), color=PALETTE[i], alpha=0.2, lw=0)
                 y = np.mean(y, 0)
-            ax.plot(x, y, dashes, marker=marker, ms=5, color=PALETTE[i % 7], label=label)
+            dashes = "none" if np.ptp(x) == 0 else dashes  # points above one another, not a line
+            ax.plot(x, y, ls=dashes, marker=marker, ms=5, color=PALETTE[i % 7], label=label)
         if "x" in log:
             ax.set_xscale("log")
             ticks = np.unique(np.concatenate([np.ravel(x) for x, _ in lines.values()]))
-            if len(ticks) <= 9:
+            if len(ticks) <= 9 and np.all(ticks[1:] > 1.4 * ticks[:-1]):
                 ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
                 ax.minorticks_off()
         if "y" in log:
