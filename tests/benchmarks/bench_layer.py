@@ -136,6 +136,11 @@ def measure(shape, rounds, progress):
     arrays = arguments(*shape)
     steps = numpy_steps(*arrays) | torch_steps(*arrays)
     check_same_gradients(steps)
+    return in_turn(steps, rounds, progress)
+
+
+def in_turn(steps, rounds, progress):
+    """{contestant: seconds of every round}, each round in a new order."""
     seconds = {name: [] for name in steps}
     shuffle = np.random.default_rng(0)
     for _ in range(rounds):

@@ -11,13 +11,12 @@ ratios. First as a process is, then after `training.keep_memory()`, which acts o
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import autograd.numpy as anp
 import numpy as np
 import torch
-from bench_layer import geometric_mean, machine, ratio
+from bench_layer import geometric_mean, in_turn, machine, ratio
 from peft import LoraConfig, get_peft_model
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -132,18 +131,6 @@ def contestants(d, depth, heads, batch, t, r):
     return steps
 
 
-def measure(steps, rounds, progress):
-    """{contestant: seconds of every round}."""
-    seconds, shuffle = {name: [] for name in steps}, np.random.default_rng(0)
-    for _ in range(rounds):
-        for name in shuffle.permutation(list(steps)):
-            started = time.perf_counter()
-            steps[name]()
-            seconds[name].append(time.perf_counter() - started)
-        progress.update()
-    return {name: np.array(times) for name, times in seconds.items()}
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=40)
@@ -160,7 +147,7 @@ def main(argv=None):
             if kept:
                 training.keep_memory()
             for model, sizes in MODELS.items():
-                seconds = measure(contestants(*sizes), options.rounds, progress)
+                seconds = in_turn(contestants(*sizes), options.rounds, progress)
                 where = f"{model}, {'memory kept' if kept else 'as it is'}"
                 report[where] = {
                     name: {
