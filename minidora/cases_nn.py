@@ -18,8 +18,10 @@ TOLERANCES = {"float64": 1e-8, "float32": 1e-4}
 FLOOR = 0.1  # a key's bias in attention has no gradient but rounding
 
 
-def forward(*, template, x=None, tokens=None, targets=None, padding=None, witness=None, **arrays):
-    """The template with these arrays, run; the loss where there are targets."""
+def forward(
+    *, template, x=None, tokens=None, targets=None, padding=None, seed=None, witness=None, **arrays
+):
+    """The template with these arrays, run; the loss where there are targets; seed: of dropout."""
 
     def with_arrays(path, layer):
         at = f"{path}." if path else ""
@@ -27,6 +29,8 @@ def forward(*, template, x=None, tokens=None, targets=None, padding=None, witnes
 
     model = rebuilt(template, with_arrays)
     extra = {} if padding is None else {"padding": padding}
+    if seed is not None:
+        extra["rng"] = np.random.default_rng(seed)
     y, cache = model.forward(tokens if x is None else x, **extra)
     if targets is None:
         return y, (model, cache, 1)
@@ -42,7 +46,9 @@ def backward(dy, cache) -> dict[str, np.ndarray]:
     return grads if dx is None else {"dx": dx, **grads}
 
 
-def _case(name, model, rng, *, witness, x=None, tokens=None, targets=None, padding=None) -> Case:
+def _case(
+    name, model, rng, *, witness, x=None, tokens=None, targets=None, padding=None, seed=None
+) -> Case:
     """A case of a model, its trained arrays moved away from where they start."""
     trained, inputs = nn.trained(model), {}
     for path, array in nn.parameters(model).items():
@@ -51,6 +57,7 @@ def _case(name, model, rng, *, witness, x=None, tokens=None, targets=None, paddi
     if x is not None:
         inputs["x"] = x
     settings = {"template": model, "tokens": tokens, "targets": targets, "padding": padding}
+    settings["seed"] = seed
     settings["witness"] = (witness, _plain_settings(model))
     y, _ = forward(**inputs, **settings)
     dy = rng.normal(size=y.shape) if targets is None else np.asarray(1.0)
@@ -61,7 +68,7 @@ def _case(name, model, rng, *, witness, x=None, tokens=None, targets=None, paddi
 
 def _plain_settings(model) -> dict[str, dict]:
     """What the witnesses need to know of each layer, by path."""
-    names = ("scale", "norm_axis", "norm_grad", "strength", "heads")
+    names = ("scale", "norm_axis", "norm_grad", "strength", "heads", "dropout", "rate")
     return {
         path: {name: getattr(layer, name) for name in names if hasattr(layer, name)}
         | ({"norm_grad": "exact"} if isinstance(layer, nn.MagnitudeLinear) else {})
@@ -79,6 +86,9 @@ def single_layers(kind: str, rng, _=None) -> Iterator[Case]:
         model = nn.LayerNorm.init(d, **wide)
     elif kind == "attention":
         model = nn.Attention.init(d, 2, rng, **wide)
+    elif kind == "dropout":
+        yield _case(kind, nn.Dropout(0.4), rng, witness=kind, x=x, seed=3)
+        return
     else:
         model = {"gelu": nn.GELU, "relu": nn.ReLU}[kind]()
     if kind == "attention":
@@ -96,13 +106,14 @@ def embeddings(rng, _=None) -> Iterator[Case]:
 
 def adapted(method: str, rng, _=None, **settings) -> Iterator[Case]:
     """One linear layer, adapted, at full and at other strengths."""
-    for strength in (1.0, 0.6):
+    for strength, dropout in ((1.0, 0.0), (0.6, 0.0), (0.7, 0.4)):
         base = nn.Linear.init(6, 4, rng, dtype=np.float64)
         base.bias += rng.normal(size=4)
-        model = nn.adapt(base, method, rank=2, alpha=3, rng=rng, strength=strength, **settings)
-        yield _case(
-            f"strength {strength}", model, rng, witness="linear", x=rng.normal(size=(2, 5, 6))
-        )
+        given = {"rank": 2, "alpha": 3, "rng": rng, "strength": strength, "dropout": dropout}
+        model = nn.adapt(base, method, **given, **settings)
+        x, seed = rng.normal(size=(2, 5, 6)), 3 if dropout else None
+        name = f"strength {strength}, dropout {dropout}"
+        yield _case(name, model, rng, witness="linear", x=x, seed=seed)
 
 
 def mlps(method: str, rng, _=None, **settings) -> Iterator[Case]:
@@ -140,6 +151,7 @@ CASES: dict[str, Callable] = {
     "LayerNorm": partial(single_layers, "layer_norm"),
     "GELU": partial(single_layers, "gelu"),
     "ReLU": partial(single_layers, "relu"),
+    "Dropout": partial(single_layers, "dropout"),
     "Embedding": embeddings,
     "Attention": partial(single_layers, "attention"),
     "LoRALinear": partial(adapted, "lora"),

@@ -42,8 +42,19 @@ def linear(p, settings, path, x):
             c = np.sqrt(np.sum(V**2, axis=axis) + 1e-24)
             c = constant(c) if s["norm_grad"] == "detached" else c
             W = np.expand_dims(m / c, axis) * V
-        y = np.dot(x, W0.T) + s["strength"] * np.dot(x, (W - W0).T)
+        seen = x if s.get("seed") is None else x * dropped(s["seed"], x.shape, s["dropout"])
+        y = np.dot(x, W0.T) + s["strength"] * np.dot(seen, (W - W0).T)
     return y if bias is None else y + bias
+
+
+def dropped(seed, shape, rate):
+    """The inverted-dropout mask that a generator of this seed draws first."""
+    return (np.random.default_rng(seed).random(shape, np.float32) >= rate) / (1 - rate)
+
+
+def dropout(p, settings, path, x):
+    """Inverted dropout."""
+    return x * dropped(settings[path]["seed"], x.shape, settings[path]["rate"])
 
 
 def layer_norm(p, settings, path, x):
@@ -124,6 +135,7 @@ FUNCTIONS = {
     "linear": linear,
     "layer_norm": layer_norm,
     "gelu": gelu,
+    "dropout": dropout,
     "relu": relu,
     "embedding": embedding,
     "attention": attention,
@@ -135,6 +147,8 @@ FUNCTIONS = {
 def value(inputs, settings):
     """y of a network, or its loss where there are targets."""
     name, layer_settings = settings["witness"]
+    if settings["seed"] is not None:
+        layer_settings = {"": {**layer_settings[""], "seed": settings["seed"]}}
     x = inputs.get("x", settings["tokens"])
     extra = () if settings["padding"] is None else (settings["padding"],)
     y = FUNCTIONS[name](inputs, layer_settings, "", x, *extra)
