@@ -158,11 +158,19 @@ def test_a_structure_that_does_not_fit_is_refused(tmp_path):
     path, _ = saved(tmp_path)
     about, arrays = checkpoint._read(path, "model")
     del arrays["layers.0.bias"]
-    with pytest.raises(ValueError, match=r"m\.safetensors: its structure does not fit its arrays"):
+    with pytest.raises(ValueError, match=r"m\.safetensors: it cannot be put together"):
         checkpoint._checkpoint(path, about, arrays, arrays)
     about["structure"]["type"] = "os"
-    with pytest.raises(ValueError, match="its structure does not fit"):
+    with pytest.raises(ValueError, match="it cannot be put together"):
         checkpoint._checkpoint(path, about, arrays, arrays)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    model = nn.MLP.init((4, 6, 3), np.random.default_rng(7))
+    model.layers[1].weight[2, 3] = np.nan
+    checkpoint.save(tmp_path / "m", model)
+    with pytest.raises(ValueError, match=r"m: it cannot .*layers.1.weight: expected finite values"):
+        checkpoint.load(tmp_path / "m")
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

@@ -424,6 +424,25 @@ def test_adapt_errors():
         nn.adapt(spoiled, "dora", rng=rng)
 
 
+def test_layers_are_checked_where_they_are_built():
+    W0, A, B, m = np.ones((4, 6)), np.ones((2, 6)), np.ones((4, 2)), np.ones(4)
+    with pytest.raises(
+        ValueError, match=r"^m: expected shape \(6,\) \(one per vector, per_input\)"
+    ):
+        nn.DoRALinear(W0, None, A, B, m, 1.0, "per_input")
+    with pytest.raises(ValueError, match=r"^B: expected shape \(4, 2\) .*got shape \(2, 4\)"):
+        nn.LoRALinear(W0, None, A, B.T, 1.0)
+    with pytest.raises(
+        ValueError, match=r"^m: expected shape \(4,\) \(one per vector, per_output\)"
+    ):
+        nn.MagnitudeLinear(W0, None, np.ones(6))
+    with pytest.raises(ValueError, match="^scale: expected a finite number, got inf"):
+        nn.DoRALinear(W0, None, A, B, m, np.inf)
+    A[1, 2] = np.inf
+    with pytest.raises(ValueError, match=r"^A: expected finite values, got 1 .*inf at \(1, 2\)"):
+        nn.DoRALinear(W0, None, A, B, m, 1.0)
+
+
 def test_layer_errors():
     rng = np.random.default_rng(13)
     with pytest.raises(ValueError, match="^heads: expected a divisor of d = 8, got 3"):

@@ -9,10 +9,10 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 
 from .. import factored, lora
-from .._arguments import EPS, Array, floating, number, one_of, shaped
+from .._arguments import EPS, Array, finite, floating, number, one_of, shaped, weights
 from ..decomposition import norms, squared_norms
 from ..dora import dora_weight
-from .layer import Layer, no_training
+from .layer import Layer, no_training, own_arrays
 
 
 def rows(x: Array) -> Array:
@@ -90,6 +90,8 @@ class Adapted(Layer):
         super().__post_init__()
         if not 0 <= number("dropout", self.dropout) < 1:
             raise ValueError(f"dropout: expected 0 or more and below 1, got {self.dropout!r}")
+        for name, array in own_arrays(self):
+            finite(name, array)
         for name in ("dropout", "strength", "scale"):  # Python numbers, which promote nothing
             if hasattr(self, name):
                 setattr(self, name, number(name, getattr(self, name)))
@@ -113,6 +115,10 @@ class LoRALinear(Adapted):
     A: Array
     B: Array
     scale: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights(self.W0, self.A, self.B, self.scale, norm_axis="per_output")  # shapes
 
     def forward(self, x, *, rng=None):
         """x: (..., d_in) to y: (..., d_out)."""
@@ -148,6 +154,7 @@ class DoRALinear(Adapted):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("norm_grad", self.norm_grad, ("exact", "detached"))
+        weights(self.W0, self.A, self.B, self.scale, m=self.m, norm_axis=self.norm_axis)  # shapes
         self.W0_sq = squared_norms(self.W0, self.norm_axis)
 
     def forward(self, x, *, rng=None):

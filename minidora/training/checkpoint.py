@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import nn
+from .._arguments import finite
 from ..nn.layer import Layer, children, own_arrays, parameters, trained
 from .optim import SGD, AdamW, Optimizer
 
@@ -254,6 +255,8 @@ def _read(path, kind: str, memory_map: bool = False) -> tuple[dict, dict]:
 def _checkpoint(path, about: dict, arrays: dict, whole: dict) -> Checkpoint:
     """Put the parts together; ValueError names the file where they do not fit."""
     try:
+        for name, array in arrays.items():
+            finite(name, array)
         model = _built(about["structure"], whole)
         optimizer = rng = None
         if "optimizer" in about:
@@ -263,7 +266,7 @@ def _checkpoint(path, about: dict, arrays: dict, whole: dict) -> Checkpoint:
             rng.bit_generator.state = about["rng"]
         return Checkpoint(model, optimizer, rng, int(about["step"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: its structure does not fit its arrays: {error!r}") from error
+        raise ValueError(f"{path}: it cannot be put together: {error!r}") from error
 
 
 def _optimizer(about: dict, arrays: dict) -> Optimizer:
