@@ -14,7 +14,7 @@ PACKAGE = Path(minidora.__file__).parent
 AXES = ("per_output", "per_input")
 
 
-@pytest.mark.parametrize("module", ["oracle", "oracle_torch"])
+@pytest.mark.parametrize("module", ["oracle", "oracle_nn", "oracle_torch", "plotting"])
 def test_a_witness_imports_nothing_of_minidora(module):
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
