@@ -1,11 +1,11 @@
 """The command line: `python -m minidora check`."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from . import __version__, check
+from ._files import write_whole
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,18 +41,8 @@ def run_check(arguments: argparse.Namespace) -> int:
     result = check.run(device=arguments.device, dtype=arguments.dtype, seed=arguments.seed)
     print(check.table(result))
     if arguments.json:
-        write_whole(arguments.json, result.as_json() + "\n")
+        write_whole(arguments.json, f"{result.as_json()}\n".encode())
     return 0 if result.ok else 1
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or, if anything fails, as it was before."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

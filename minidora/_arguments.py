@@ -77,6 +77,14 @@ def shaped(name: str, value: Any, expected: tuple[int, ...], because: str) -> Ar
     return array
 
 
+def features(x: Any, d_in: int) -> Array:
+    """x as a floating array of shape (..., d_in)."""
+    x = floating("x", x)
+    if x.ndim == 0 or x.shape[-1] != d_in:
+        raise ValueError(f"x: expected shape (..., {d_in}) for d_in = {d_in}, got shape {x.shape}")
+    return x
+
+
 def cast(array: Array, dtype) -> Array:
     """`array` in `dtype`; the same object, never a copy, where it is that already."""
     return array.astype(dtype, copy=False)
@@ -190,8 +198,7 @@ def layer(x, W0, A, B, scale, *, norm_axis: str, m=..., bias=None, mask=None):
     x = floating("x", x)
     w = weights(W0, A, B, scale, m=m, norm_axis=norm_axis, compute=np.result_type(x, np.float32))
     d_out, d_in = w.W0.shape
-    if x.ndim == 0 or x.shape[-1] != d_in:
-        raise ValueError(f"x: expected shape (..., {d_in}) for d_in = {d_in}, got shape {x.shape}")
+    features(x, d_in)
     compute, dtypes = w.W0.dtype, {"x": x.dtype}
     if bias is not None:
         bias = shaped("bias", bias, (d_out,), "d_out")

@@ -22,6 +22,7 @@ class Case:
     dy: np.ndarray
     smooth: bool = True  # False where the function bends within a central difference's step
     frozen: tuple[str, ...] = ("W0",)  # inputs that have no gradient
+    vanishing: tuple[str, ...] = ()  # gradients that are zero but for rounding
 
     @property
     def trained(self) -> dict[str, np.ndarray]:

@@ -41,7 +41,6 @@ class Function:
     norm_axes: tuple[str | None, ...] = (None,)
     norm_grads: tuple[str | None, ...] = (None,)
     tolerances: Mapping[str, float] = field(default_factory=lambda: TOLERANCES)  # by dtype
-    floor: float = 0.0  # gradients below it are zero but for rounding
 
 
 REGISTRY: list[Function] = []
@@ -58,7 +57,7 @@ register(Function("dora", dora.dora_forward, dora.dora_backward, "dora", *MODES)
 register(Function("factored", factored.dora_forward, factored.dora_backward, "dora", *MODES))
 for name, cases in cases_nn.CASES.items():
     network = (cases_nn.forward, cases_nn.backward, "network", cases)
-    register(Function(name, *network, tolerances=cases_nn.TOLERANCES, floor=cases_nn.FLOOR))
+    register(Function(name, *network, tolerances=cases_nn.TOLERANCES))
 
 
 def with_frozen_norm(forward: Callable, case: Case) -> Callable:
@@ -232,7 +231,7 @@ def _lines(function, axis, mode, witness, cases, dtype) -> list[Line]:
         grads = grads if isinstance(grads, dict) else grads._asdict()
         expected = witness.gradients(function, rounded.astype(np.float64), mode)
         expected = {n: e for n, e in expected.items() if n[1:] in case.trained}
-        for row in compare(grads, expected, tolerance, floor=function.floor).rows:
+        for row in compare(grads, expected, tolerance, vanishing=case.vanishing).rows:
             # a network's dblocks.0.attn.q.A and all other dA share a line
             short = "d" + row.name[1:].rsplit(".", 1)[-1]
             if short not in lines:

@@ -4,7 +4,7 @@ The relative error of an array a against b is max|a - b| / max|b|, and max|a - b
 zero: small entries are judged on the scale of their array.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +13,8 @@ STEP = float(np.finfo(np.float64).eps ** (1 / 3))
 """Where the truncation error step² meets the rounding error eps / step, for values near 1."""
 
 
-def relative_error(a, b, floor: float = 0.0) -> float:
+def relative_error(a, b) -> float:
     """max|a - b| / max|b|, or max|a - b| where max|b| = 0; infinite if any entry is not finite.
-
-    An array b smaller than `floor` is judged on the scale of floor.
 
     >>> relative_error(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
     0.5
@@ -26,7 +24,7 @@ def relative_error(a, b, floor: float = 0.0) -> float:
         return 0.0
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("inf")
-    largest = max(float(np.abs(b).max()), floor)
+    largest = float(np.abs(b).max())
     return float(np.abs(a - b).max()) / (largest or 1.0)
 
 
@@ -113,13 +111,14 @@ def compare(
     expected: Mapping[str, np.ndarray],
     tolerance: float,
     *,
-    floor: float = 0.0,
+    vanishing: Collection[str] = (),
 ) -> Report:
     """Hold `grads` against `expected`, name by name, at a relative `tolerance`.
 
-    A gradient that is None (no bias) counts as absent, on either side. Gradients below `floor` are
-    judged on its scale, for those that are zero but for rounding, such as that of a key's bias in
-    attention. Raises ValueError where the names or a shape differ.
+    A gradient that is None (no bias) counts as absent, on either side. Gradients named in
+    `vanishing` are zero but for rounding, such as that of a key's bias in attention; they are held
+    to the tolerance as they are, not relative to their size. Raises ValueError where the names or a
+    shape differ.
 
     >>> compare({"dx": np.array([1.0])}, {"dx": np.array([1.0])}, 1e-9).ok
     True
@@ -133,22 +132,23 @@ def compare(
         reference = np.asarray(expected[name])
         if grad.shape != reference.shape:
             raise ValueError(f"{name}: expected shape {reference.shape}, got shape {grad.shape}")
-        rows.append(_row(name, grad, reference, tolerance, floor))
+        rows.append(_row(name, grad, reference, tolerance, name in vanishing))
     return Report(tuple(rows))
 
 
-def _row(name, grad: np.ndarray, reference: np.ndarray, tolerance: float, floor: float) -> Row:
-    """Compare two arrays of one shape."""
+def _row(name, grad: np.ndarray, reference: np.ndarray, tolerance: float, vanishes: bool) -> Row:
+    """Compare two arrays of one shape; on the scale of 1 where they vanish."""
     if grad.size == 0:
         return Row(name, grad.shape, 0.0, 0.0, tolerance, (), 0.0, 0.0)
     difference = np.abs(grad.astype(np.float64) - reference)
     difference[np.isnan(difference)] = np.inf
     worst = tuple(int(i) for i in np.unravel_index(difference.argmax(), grad.shape))
+    relative = relative_error(grad - reference, 0 * reference) if vanishes else None
     return Row(
         name=name,
         shape=grad.shape,
         max_abs=float(difference[worst]),
-        max_rel=relative_error(grad, reference, floor),
+        max_rel=relative_error(grad, reference) if relative is None else relative,
         tolerance=tolerance,
         worst=worst,
         got=float(grad[worst]),

@@ -1,7 +1,7 @@
 """The first witness for networks: every layer, the MLP and the transformer in autograd.numpy.
 
 Forward only, on plain dicts: p holds every array of a network by its path, settings whatever an
-adapted layer needs besides, by the layer's path. Shares no line with the modules it checks. Needs
+adapted layer needs besides, by the layer's path. Shares no line with what it checks. Needs
 `pip install autograd`.
 """
 
@@ -9,7 +9,7 @@ import autograd.numpy as np
 from autograd import make_vjp
 from autograd.extend import defvjp, primitive
 
-AXIS = {"per_output": 1, "per_input": 0}
+from . import oracle
 
 
 @primitive
@@ -35,13 +35,12 @@ def linear(p, settings, path, x):
     else:
         W0, s = get(p, path, "W0"), settings[path]
         A, m = get(p, path, "A"), get(p, path, "m")
-        V = W0 if A is None else W0 + s["scale"] * np.dot(get(p, path, "B"), A)
+        V = W0 if A is None else W0 + oracle.lora_delta(A, get(p, path, "B"), s["scale"])
         W = V
         if m is not None:
-            axis = AXIS[s["norm_axis"]]
-            c = np.sqrt(np.sum(V**2, axis=axis) + 1e-24)
+            c = oracle.norms(V, s["norm_axis"])
             c = constant(c) if s["norm_grad"] == "detached" else c
-            W = np.expand_dims(m / c, axis) * V
+            W = oracle.recompose(m / c, V, s["norm_axis"])
         seen = x if s.get("seed") is None else x * dropped(s["seed"], x.shape, s["dropout"])
         y = np.dot(x, W0.T) + s["strength"] * np.dot(seen, (W - W0).T)
     return y if bias is None else y + bias

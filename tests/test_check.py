@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from minidora import check, dora
-from minidora.__main__ import main, write_whole
+from minidora.__main__ import main
+from minidora._files import write_whole
 
 HIDE = """
 import sys
@@ -165,12 +166,18 @@ def test_numpy_is_all_that_importing_minidora_needs():
     assert "minidora" in ran.stdout and not any(f"'{m}'" in ran.stdout for m in optional)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "table.json"
     file.write_text("old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(file, "new \ud800")  # cannot be encoded: the write fails half-way
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("os.fsync", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            write_whole(file, b"new")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
-    write_whole(file, "new")
+    write_whole(file, b"new")
     assert file.read_text() == "new"

@@ -89,3 +89,11 @@ def test_a_missing_bias_is_no_difference():
     assert compare({"dx": np.ones(1), "dbias": None}, {"dx": np.ones(1)}, 1e-9).ok
     assert compare({"dx": np.ones(1)}, {"dx": np.ones(1), "dbias": None}, 1e-9).ok
     assert compare({"dx": np.ones((0, 2))}, {"dx": np.ones((0, 2))}, 1e-9).ok
+
+
+def test_a_vanishing_gradient_is_judged_by_its_size():
+    noise, none = {"dk": np.array([1e-17])}, {"dk": np.array([3e-17])}
+    assert not compare(noise, none, 1e-9).ok
+    assert compare(noise, none, 1e-9, vanishing=("dk",)).ok
+    assert not compare({"dk": np.array([1e-8])}, none, 1e-9, vanishing=("dk",)).ok
+    assert not compare({"dk": np.array([np.nan])}, none, 1e-9, vanishing=("dk",)).ok

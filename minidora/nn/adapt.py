@@ -1,7 +1,7 @@
 """Adapt a trained network, merge it back, and count what trains."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -209,13 +209,3 @@ def trainable_summary(model: Layer) -> str:
     every = sum(a.size for a in parameters(model).values())
     share = 100 * few / every
     return f"trainable params: {few:,d} || all params: {every:,d} || trainable%: {share:.4f}"
-
-
-def settings_of(layer: Layer) -> dict:
-    """The immutable settings of a layer, by field name: numbers, words and tuples of words."""
-    return {
-        f.name: getattr(layer, f.name)
-        for f in fields(layer)
-        if isinstance(getattr(layer, f.name), int | float | str)
-        or (f.name == "trainable" and f.init)
-    }

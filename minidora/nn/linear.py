@@ -9,7 +9,18 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 
 from .. import factored, lora
-from .._arguments import EPS, Array, finite, floating, number, one_of, shaped, weights
+from .._arguments import (
+    EPS,
+    Array,
+    cast,
+    features,
+    finite,
+    number,
+    one_of,
+    shaped,
+    summed_axis,
+    weights,
+)
 from ..decomposition import norms, squared_norms
 from ..dora import dora_weight
 from .layer import Layer, no_training, own_arrays
@@ -18,14 +29,6 @@ from .layer import Layer, no_training, own_arrays
 def rows(x: Array) -> Array:
     """(..., d) as (n, d)."""
     return x.reshape(-1, x.shape[-1])
-
-
-def input_of(x: Array, weight: Array) -> None:
-    """Raise unless x is floating and (..., d_in)."""
-    floating("x", x)
-    d_in = weight.shape[1]
-    if x.ndim == 0 or x.shape[-1] != d_in:
-        raise ValueError(f"x: expected shape (..., {d_in}) for d_in = {d_in}, got shape {x.shape}")
 
 
 def working_dtype(dtype) -> None:
@@ -53,7 +56,7 @@ class Linear(Layer):
 
     def forward(self, x, *, rng=None):
         """x: (..., d_in) to y: (..., d_out)."""
-        input_of(x, self.weight)
+        x = features(x, self.weight.shape[1])
         y = rows(x) @ self.weight.T  # (n, d_out): one product, not one for each leading index
         if self.bias is not None:
             y += self.bias
@@ -198,42 +201,41 @@ class MagnitudeLinear(Adapted):
 
     def forward(self, x, *, rng=None):
         """x: (..., d_in) to y: (..., d_out)."""
-        input_of(x, self.W0)
+        x = features(x, self.W0.shape[1])
         mask = self.mask(x, rng)
-        g = (self.m / self.c).astype(x.dtype)
-        # W = g * W0, so what the adapter adds is x * mask times (g - 1) * W0
+        lead, x = x.shape[:-1], rows(x)  # (n, d_in)
+        xm = x if mask is None else x * rows(mask)
+        g = cast(self.m / self.c, x.dtype)
+        # W = g * W0, so what the adapter adds is (g - 1) * W0, on xm
+        z = None
         if self.norm_axis == "per_output":
-            xm = x if mask is None else x * mask
-            z = xm @ self.W0.T  # (..., d_out)
+            z = xm @ self.W0.T  # (n, d_out)
             y = z * g if mask is None else x @ self.W0.T + z * (g - 1)
         else:
-            z, xm = None, x if mask is None else x * mask
             y = (x + xm * (g - 1)) @ self.W0.T
         if self.bias is not None:
             y += self.bias
-        return y, (xm, mask, g, z)
+        return y.reshape(*lead, len(self.W0)), (xm, mask, g, z)
 
     def backward(self, dy, cache):
         """Gradients: dx, and m and bias where they train."""
         xm, mask, g, z = cache
-        through = 1 if mask is None else mask
+        lead, dy = dy.shape[:-1], rows(dy)  # (n, d_out)
+        d = dy @ self.W0  # (n, d_in)
         if self.norm_axis == "per_output":
             # y = x @ W0.T + (xm @ W0.T) * (g - 1)
-            dm = np.einsum("no,no->o", rows(dy), rows(z)) / self.c  # (d_out,)
-            dx = (dy * g) @ self.W0 if mask is None else dy @ self.W0
-            if mask is not None:
-                dx += mask * ((dy * (g - 1)) @ self.W0)
+            dm = np.einsum("no,no->o", dy, z) / self.c  # (d_out,)
+            added = (dy * (g - 1)) @ self.W0
         else:
             # y = (x + xm * (g - 1)) @ W0.T
-            d = dy @ self.W0  # (..., d_in)
-            dm = np.einsum("ni,ni->i", rows(xm), rows(d)) / self.c  # (d_in,)
-            dx = d * (1 + through * (g - 1))
-        dm = dm.astype(self.m.dtype, copy=False)
-        return dx, self.chosen(m=dm, bias=None if self.bias is None else rows(dy).sum(0))
+            dm = np.einsum("ni,ni->i", xm, d) / self.c  # (d_in,)
+            added = d * (g - 1)
+        dx = d + (added if mask is None else added * rows(mask))
+        dbias = None if self.bias is None else dy.sum(0)
+        grads = self.chosen(m=cast(dm, self.m.dtype), bias=dbias)
+        return dx.reshape(*lead, self.W0.shape[1]), grads
 
     def merged(self) -> Array:
         """The one matrix that stands for the layer."""
         g = 1 + self.strength * (self.m / self.c - 1)
-        return (np.expand_dims(g, 1 if self.norm_axis == "per_output" else 0) * self.W0).astype(
-            self.W0.dtype
-        )
+        return cast(np.expand_dims(g, summed_axis(self.norm_axis)) * self.W0, self.W0.dtype)

@@ -8,7 +8,6 @@ Needs `pip install safetensors`. Nothing is ever unpickled.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from .. import nn
 from .._arguments import finite
+from .._files import write_whole
 from ..nn.layer import Layer, children, own_arrays, parameters, trained
 from .optim import SGD, AdamW, Optimizer
 
@@ -174,16 +174,7 @@ def _write(path, kind, arrays, about, optimizer, rng, step) -> None:
         about["rng"] = _plain_state(rng)
     about["sha256"] = _digest(arrays)
     data = to_bytes(arrays, metadata={"minidora": json.dumps(about)})
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, data)
 
 
 def _plain_state(rng: np.random.Generator) -> dict:

@@ -9,11 +9,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 def keep_memory(mebibytes: int = 1024) -> bool:
     """Ask glibc to keep freed memory for reuse; returns whether it agreed.
 
-    glibc gives arrays above a threshold (128 KiB to 32 MiB) back to the kernel when they are freed,
-    and the next array pays for fresh pages: more than half the time of a small network's step in
-    NumPy. This raises both of glibc's thresholds to `mebibytes`. It acts on the whole process and
-    cannot be undone; the process stays as large as it once was. On other systems, and with other
-    C libraries, it does nothing and returns False.
+    glibc gives arrays above a threshold (128 KiB at first) back to the kernel when they are freed,
+    and the next array pays for fresh pages. This raises the threshold to its largest value, 32 MiB,
+    and lets up to `mebibytes` of freed memory stay. It acts on the whole process and cannot be
+    undone; the process stays as large as it once was. How much it gains depends on the sizes of the
+    arrays: see the transformer's table in the README. On other systems, and with other C libraries,
+    it does nothing and returns False.
     """
     if not sys.platform.startswith("linux"):
         return False

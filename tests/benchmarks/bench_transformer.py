@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from minidora import nn, oracle_nn, training
-from minidora.cases_nn import _plain_settings
+from minidora.cases_nn import plain_settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from twin import loss_of, twin_of
@@ -69,7 +69,7 @@ def autograd_step(model, tokens, targets):
     """The same by the autograd library, which updates with minidora's AdamW."""
     params, optimizer = nn.trained(model), training.AdamW()
     fixed = {n: a for n, a in nn.parameters(model).items() if n not in params}
-    settings = {"witness": ("transformer", _plain_settings(model)), "tokens": tokens}
+    settings = {"witness": ("transformer", plain_settings(model)), "tokens": tokens}
     settings |= {"targets": targets, "padding": None}
 
     def step():
