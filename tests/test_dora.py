@@ -33,6 +33,13 @@ def plain_case(norm_axis):
     return next(dora_cases(np.random.default_rng(3), norm_axis))
 
 
+@pytest.mark.parametrize("norm_axis", AXES)
+def test_the_cases_hold_magnitudes_of_zero_and_below(norm_axis):
+    magnitudes = [case.inputs["m"] for case in dora_cases(np.random.default_rng(11), norm_axis)]
+    assert sum((m == 0).any() for m in magnitudes) > 5
+    assert sum((m < 0).any() for m in magnitudes) > 5
+
+
 @by_case
 def test_forward_vector_by_vector(layer, norm_axis, case):
     """Eq. 5 in loops, nothing shared with the layer."""

@@ -69,7 +69,7 @@ def test_report_of_a_difference_names_it_and_shows_both_values():
 def test_a_value_that_is_not_finite_never_agrees(bad):
     report = compare({"dx": np.array([1.0, bad])}, {"dx": np.array([1.0, 2.0])}, 1e9)
     assert not report.ok
-    assert report.rows[0].worst == (1,)
+    assert report.rows[0].worst == (1,) and report.rows[0].max_abs == np.inf
 
 
 def test_tolerance_is_a_bound_of_the_relative_error():

@@ -108,6 +108,21 @@ def test_backward_gives_what_trains_and_nothing_else(method):
         assert grad.dtype == nn.trained(model)[name].dtype
 
 
+def test_what_trains_low_down_gets_its_gradient_although_nothing_below_does():
+    rng = np.random.default_rng(19)
+    base = small_transformer(rng)
+    tokens = rng.integers(7, size=(2, 4))
+    logits, cache = base.forward(tokens)
+    _, every = base.backward(logits, cache)
+    for part in ("ln1", "attn.q", "up", "ln2"):
+        model = nn.merge(base)  # shares the arrays, nothing trains
+        layer = dict(nn.walk(model))[f"blocks.0.{part}"]
+        layer.trainable = ("gain",) if part.startswith("ln") else ("weight",)
+        _, grads = model.backward(*model.forward(tokens))
+        (name,) = grads
+        np.testing.assert_allclose(grads[name], every[name], atol=1e-14)
+
+
 def moved(model, rng):
     """An adapted model as after some training."""
     for array in nn.trained(model).values():
