@@ -218,3 +218,14 @@ def test_merging_arguments():
         dora.dora_weight(W0, A, B, m[:4], 0.5)
     with pytest.raises(ValueError, match=r"^W: expected shape \(5, 7\) \(the shape of W0\), got"):
         dora.recover_magnitude(W0.T, W0, A, B, 0.5)
+
+
+def test_features_are_floating_and_of_the_right_number():
+    from minidora._arguments import features
+
+    with pytest.raises(TypeError, match="^x: expected a real floating dtype, got dtype int64"):
+        features(np.ones((2, 3), int), 3)
+    with pytest.raises(
+        ValueError, match=r"^x: expected shape \(\.\.\., 4\) for d_in = 4, got shape"
+    ):
+        features(np.ones((2, 3)), 4)
