@@ -129,7 +129,7 @@ class Weights:
 
 
 def weights(W0, A, B, scale, *, norm_axis: str, m=..., compute=np.float32) -> Weights:
-    """Check the parameters of a layer; `compute` is the least dtype to compute in.
+    """Check the parameters of a layer; `compute` is the least dtype to compute in, None casts none.
 
     m is left out (`...`) where a layer has none, as in LoRA; None is an error like any other.
     """
@@ -142,14 +142,15 @@ def weights(W0, A, B, scale, *, norm_axis: str, m=..., compute=np.float32) -> We
     scale = number("scale", scale)
     axis = summed_axis(norm_axis)
     dtypes = {"W0": W0.dtype, "A": A.dtype, "B": B.dtype}
-    compute = np.result_type(compute, W0, A, B)
+    if compute is not None:
+        compute = np.result_type(compute, W0, A, B)
+        W0, A, B = (cast(array, compute) for array in (W0, A, B))
     if m is ...:
         m = None
     else:
         m = shaped("m", m, (W0.shape[1 - axis],), f"one per vector, {norm_axis}")
         dtypes["m"] = np.result_type(m, np.float32)
-        m = cast(m, compute)
-    W0, A, B = (cast(array, compute) for array in (W0, A, B))
+        m = m if compute is None else cast(m, compute)
     return Weights(W0, A, B, m, scale, norm_axis, dtypes)
 
 

@@ -1,9 +1,11 @@
-"""ΔM, ΔD, the S1/S2 argument, and covariance statistics, each against a few lines of NumPy."""
+"""ΔM, ΔD and their correlations, the S1/S2 argument, covariances: each against a few lines."""
+
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from minidora import analysis
+from minidora import analysis, nn, training
 
 AXES = ("per_output", "per_input")
 
@@ -138,3 +140,268 @@ def test_errors():
         analysis.gradient_covariances(
             np.ones((2, 3)), np.ones((2, 3)), W0, np.ones(3), "per_output"
         )
+
+
+def independent(W0, W, norm_axis):
+    """Growth and turn of every vector, by np.linalg and the arc cosine's way round."""
+    a, b = (np.asarray(M, np.longdouble) for M in (rows(W0, norm_axis), rows(W, norm_axis)))
+    la, lb = (np.sqrt((M * M).sum(1)) for M in (a, b))
+    return (lb - la).astype(float), (1 - (a * b).sum(1) / (la * lb)).astype(float)
+
+
+@pytest.mark.parametrize("norm_axis", AXES)
+@pytest.mark.parametrize("with_m", [False, True])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 30.0])
+def test_an_adapters_changes_equal_those_of_its_dense_weight(norm_axis, with_m, size):
+    rng = np.random.default_rng(3)
+    W0, A, B = rng.normal(size=(13, 9)), rng.normal(size=(3, 9)), size * rng.normal(size=(13, 3))
+    W = W0 + 0.7 * B @ A
+    m = None
+    if with_m:
+        m = rng.normal(size=13 if norm_axis == "per_output" else 9)  # some negative
+        W = analysis_recompose(W, m, norm_axis)
+    got = analysis.adapter_changes(W0, A, B, 0.7, m=m, norm_axis=norm_axis, block=4)
+    growth, turn = independent(W0, W, norm_axis)
+    np.testing.assert_allclose(got.growth, growth, atol=1e-10)
+    np.testing.assert_allclose(got.turn, turn, atol=1e-10)
+    dense = analysis.changes(W0, W, norm_axis)
+    for ours, theirs in zip(got, dense, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-10)
+    if with_m:
+        assert (got.turn > 1).any()  # a negative magnitude turns a vector about
+
+
+def analysis_recompose(V, m, norm_axis):
+    axis = 1 if norm_axis == "per_output" else 0
+    return V / np.linalg.norm(V, axis=axis, keepdims=True) * np.expand_dims(m, axis)
+
+
+@pytest.mark.parametrize("norm_axis", AXES)
+def test_an_adapters_changes_where_it_nearly_cancels_w0_or_w0_is_zero(norm_axis):
+    rng = np.random.default_rng(4)
+    A, B = rng.normal(size=(2, 5)), rng.normal(size=(6, 2))
+    W0 = -B @ A
+    keep = (slice(None), slice(2, None)) if norm_axis == "per_input" else (slice(2, None),)
+    W0[keep] = rng.normal(size=W0[keep].shape)  # elsewhere V cancels but for 1e-7
+    W0 += 1e-7 * rng.normal(size=W0.shape)
+    W0[(slice(None), 3) if norm_axis == "per_input" else 3] = 0
+    got = analysis.adapter_changes(W0, A, B, 1.0, norm_axis=norm_axis)
+    dense = analysis.changes(W0, W0 + B @ A, norm_axis)
+    for ours, theirs in zip(got, dense, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-10)
+    assert got.before[3] == 0 and got.turn[3] == 1
+    got = analysis.adapter_changes(W0, A, B, 1.0, m=np.ones(len(got.turn)), norm_axis=norm_axis)
+    assert got.turn[3] == 1 and got.growth[3] == 1
+
+
+def test_small_changes_keep_their_digits_in_float32():
+    rng = np.random.default_rng(5)
+    W0 = rng.normal(size=(5, 40)).astype(np.float32)
+    A, B = rng.normal(size=(2, 40)).astype("f4"), (1e-5 * rng.normal(size=(5, 2))).astype("f4")
+    growth, turn = independent(W0, W0.astype(np.longdouble) + B.astype(float) @ A, "per_output")
+    got = analysis.adapter_changes(W0, A, B, 1.0)
+    assert turn.max() < 1e-8  # below what float32 can take from 1
+    np.testing.assert_allclose(got.turn, turn, rtol=1e-5)
+    np.testing.assert_allclose(got.growth, growth, rtol=1e-6, atol=1e-15)
+
+
+@pytest.mark.parametrize("norm_axis", AXES)
+def test_an_adapters_changes_need_little_memory_beside_w0(norm_axis):
+    rng = np.random.default_rng(6)
+    W0 = rng.normal(size=(2000, 500)).astype(np.float16)  # to be read in float64, 8 MB
+    A, B = rng.normal(size=(2, 500)), rng.normal(size=(2000, 2))
+    want = analysis.adapter_changes(W0, A, B, 0.1, norm_axis=norm_axis)
+    tracemalloc.start()
+    try:
+        got = analysis.adapter_changes(W0, A, B, 0.1, norm_axis=norm_axis, block=64)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.5 * W0.nbytes
+    np.testing.assert_allclose(got.turn, want.turn, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"A": np.ones((2, 5))}, r"A: expected shape \(2, 4\)"),
+        ({"m": np.ones(4)}, r"m: expected shape \(10,\)"),
+        ({"block": 0}, "block: expected"),
+        ({"scale": np.nan}, "scale: expected"),
+        ({"norm_axis": "rows"}, "norm_axis: expected"),
+    ],
+)
+def test_an_adapters_changes_name_a_bad_argument(change, words):
+    good = {"W0": np.ones((10, 4)), "A": np.ones((2, 4)), "B": np.ones((10, 2)), "scale": 1.0}
+    with pytest.raises(ValueError, match=words):
+        analysis.adapter_changes(**{**good, **change})
+
+
+def test_growth_by_pythagoras():
+    w0, aside = np.array([[3.0, 0.0, 0.0]]), np.array([[0.0, 4.0, 0.0]])
+    found = analysis.changes(w0, w0 + aside, "per_output")
+    assert found.growth[0] == pytest.approx(2)  # 5 - 3
+    assert analysis.right_angle_growth(found.before, found.turn)[0] == pytest.approx(2)
+    assert found.right_angle_ratio == pytest.approx(1)
+    kept = analysis.changes(w0, (w0 + aside) * 0.6, "per_output")  # turned, not grown
+    assert kept.right_angle_ratio == pytest.approx(0, abs=1e-12)
+    assert analysis.right_angle_growth(np.ones(2), np.array([1.0, 1.5])).tolist() == [np.inf] * 2
+    about = analysis.changes(np.eye(2), np.array([[-1.0, 0.0], [1.0, 1.0]]), "per_output")
+    assert about.right_angle_ratio == pytest.approx(1)  # the vector turned about is left out
+
+
+@pytest.mark.parametrize("norm_axis", AXES)
+def test_equal_lengths_keep_the_angles(norm_axis):
+    rng = np.random.default_rng(7)
+    W0 = rng.normal(size=(6, 4))
+    W = W0 + rng.normal(size=(6, 4)) * rng.uniform(0.1, 3, size=(6, 4))
+    same = (slice(None), 2) if norm_axis == "per_input" else 2
+    W[same] = W0[same]
+    before = rows(W - W0, norm_axis)
+    after = rows(analysis.equal_lengths(W0, W, norm_axis) - W0, norm_axis)
+    lengths = np.linalg.norm(before, axis=1)
+    moved = lengths > 0
+    assert moved.sum() == len(lengths) - 1 and not after[~moved].any()
+    np.testing.assert_allclose(np.linalg.norm(after[moved], axis=1), lengths.mean())
+    np.testing.assert_allclose(
+        after[moved] / lengths.mean(), before[moved] / lengths[moved, None], atol=1e-12
+    )
+
+
+def test_random_low_rank_has_its_rank_and_length():
+    rng = np.random.default_rng(8)
+    W0 = rng.normal(size=(9, 7))
+    update = analysis.random_low_rank(W0, 3, 2.5, rng) - W0
+    assert np.linalg.matrix_rank(update) == 3
+    assert np.linalg.norm(update) == pytest.approx(2.5)
+
+
+def test_correlate_equals_scipys():
+    stats = pytest.importorskip("scipy.stats", exc_type=ImportError)
+    rng = np.random.default_rng(9)
+    x = rng.normal(size=12)
+    y = 3 + 0.5 * x + rng.normal(size=12)
+    got, fit = analysis.correlate(x, y), stats.linregress(x, y)
+    interval = stats.pearsonr(x, y).confidence_interval(0.95)
+    assert got.r == pytest.approx(fit.rvalue)
+    assert (got.slope, got.intercept) == (pytest.approx(fit.slope), pytest.approx(fit.intercept))
+    assert (got.low, got.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert (got.n, got.spearman) == (12, analysis.spearman(x, y))
+
+
+def test_correlate_where_it_has_nothing_to_say():
+    flat = analysis.correlate(np.full(5, 0.1), np.arange(5.0))
+    assert np.isnan([flat.r, flat.low, flat.spearman, flat.slope]).all() and flat.n == 5
+    few = analysis.correlate(np.arange(3.0), np.array([0.0, 2.0, 1.0]))
+    assert np.isnan([few.low, few.high]).all() and few.r == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="x: expected two points or more, got 1"):
+        analysis.correlate(np.ones(1), np.ones(1))
+    with pytest.raises(ValueError, match=r"y: expected shape \(3,\)"):
+        analysis.correlate(np.arange(3.0), np.arange(4.0))
+
+
+def test_least_significant_is_where_the_interval_touches_zero():
+    for n in (5, 6, 24, 100):
+        r = analysis.least_significant(n)
+        x = np.linspace(-1, 1, n)
+        aside = np.abs(x) - np.abs(x).mean()  # uncorrelated with x
+        x, aside = x / np.linalg.norm(x), aside / np.linalg.norm(aside)
+        found = analysis.correlate(x, r * x + np.sqrt(1 - r * r) * aside)
+        assert found.r == pytest.approx(r) and found.low == pytest.approx(0, abs=1e-9)
+    assert np.isnan(analysis.least_significant(3))
+
+
+def test_bootstrap_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(10)
+    hits = 0
+    for seed in range(200):
+        found = analysis.bootstrap_mean(rng.normal(size=20), draws=500, seed=seed)
+        hits += found.low < 0 < found.high
+    assert 0.86 < hits / 200 < 0.99
+    values = [1.0, 2.0, np.nan, 6.0]
+    found = analysis.bootstrap_mean(values)
+    assert (found.mean, found.n, found.sd) == (3.0, 3, pytest.approx(np.std([1, 2, 6], ddof=1)))
+    assert found == analysis.bootstrap_mean(values) and 1 <= found.low < 3 < found.high <= 6
+    assert analysis.bootstrap_mean([np.nan]).n == 0
+
+
+def test_correlations_in_four_ways_by_hand():
+    rng = np.random.default_rng(11)
+    steps, dM, dD = [5, 10, 15, 20, 25, 30, 35, 40], rng.uniform(size=(8, 3)), None
+    dD = rng.uniform(size=(8, 3))
+    found = analysis.correlations(steps, dM, dD)
+    at = [1, 3, 5, 7]  # steps 10, 20, 30, 40
+
+    def r(x, y):
+        return pytest.approx(np.corrcoef(x, y)[0, 1])
+
+    assert [c.r for c in found["pooled"]] == [r(dD[at].ravel(), dM[at].ravel())]
+    assert [c.r for c in found["late"]] == [r(dD[[5, 7]].ravel(), dM[[5, 7]].ravel())]
+    assert [c.r for c in found["within step"]] == [r(dD[i], dM[i]) for i in at]
+    assert [c.r for c in found["within layer"]] == [r(dD[:, i], dM[:, i]) for i in range(3)]
+    assert [c.n for way in found.values() for c in way] == [12, 6, *[3] * 4, *[8] * 3]
+    assert set(found) == set(analysis.WAYS) - {"within matrix"}
+    with pytest.raises(ValueError, match=r"steps: expected .* none at \[13.3"):
+        analysis.correlations(steps, dM, dD, checkpoints=3)
+    with pytest.raises(ValueError, match="steps: expected 8, one for each row"):
+        analysis.correlations(steps[:-1], dM, dD)
+
+
+def tuned(method, recorder_settings=None, **settings):
+    rng = np.random.default_rng(12)
+    base = nn.MLP.init((5, 7, 6, 3), rng)
+    model = nn.adapt(base, method, None, rank=2, rng=rng, **settings)
+    recorder = analysis.Recorder(base, ("layers.0", "layers.1"), **(recorder_settings or {}))
+    x, y = rng.normal(size=(40, 5)).astype("f4"), rng.integers(3, size=40)
+    batches = ((x, y) for _ in range(6))
+    training.fit(
+        model, nn.classification, batches, steps=6, rate=0.05, callbacks=[recorder], progress=False
+    )
+    return base, model, recorder.recording
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "dora", "magnitude"])
+@pytest.mark.parametrize("norm_axis", AXES)
+def test_a_recording_equals_the_dense_weights(method, norm_axis):
+    settings = {} if method in ("full", "lora") else {"norm_axis": norm_axis}
+    base, model, recording = tuned(method, {"steps": [2, 6], "norm_axis": norm_axis}, **settings)
+    assert recording.steps == [2, 6] and recording.names == ["layers.0", "layers.1"]
+    assert recording.dM.shape == recording.dD.shape == recording.growth.shape == (2, 2)
+    after = nn.merge(model)
+    for i, name in enumerate(recording.names):
+        W0, W = base.layers[i].weight, after.layers[i].weight
+        growth, turn = independent(W0, W, norm_axis)
+        np.testing.assert_allclose(recording.last(name).growth, growth, atol=3e-7)
+        np.testing.assert_allclose(recording.last(name).turn, turn, atol=3e-7)
+        assert recording.dM[1, i] == pytest.approx(np.abs(growth).mean(), abs=3e-7)
+        assert recording.dD[1, i] == pytest.approx(turn.mean(), abs=3e-7)
+        assert recording.growth[1, i] == pytest.approx(growth.mean(), abs=3e-7)
+        assert recording.dM[1, i] > 0
+    assert (recording.dM[0] != recording.dM[1]).all()
+
+
+def test_a_recorder_takes_every_step_but_the_start_unless_told():
+    _, _, recording = tuned("dora")
+    assert recording.steps == [1, 2, 3, 4, 5, 6]
+    assert recording.only("s.1").names == ["layers.1"]
+    np.testing.assert_array_equal(recording.only("s.1").dD, recording.dD[:, 1:])
+    with pytest.raises(ValueError, match="endings: expected some of"):
+        recording.only("attn.q")
+    with pytest.raises(ValueError, match="name: expected"):
+        recording.last("layers.2")
+
+
+def test_a_recorder_reads_adapters_of_another_axis_or_strength_as_they_are():
+    base, model, recording = tuned("dora", {"norm_axis": "per_input"}, norm_axis="per_output")
+    W = nn.merge(model).layers[0].weight
+    growth, _ = independent(base.layers[0].weight, W, "per_input")
+    np.testing.assert_allclose(recording.last("layers.0").growth, growth, atol=3e-7)
+    recorder = analysis.Recorder(base, "layers.0")
+    recorder(1, nn.set_strength(model, 0.0))
+    assert recorder.recording.dM.max() < 1e-7 and recorder.recording.dD.max() < 1e-7
+
+
+def test_a_recorder_names_targets_that_are_not_there():
+    base = nn.MLP.init((5, 7, 3), np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"targets: expected names among \['layers.0'.*'attn.q'"):
+        analysis.Recorder(base, ("attn.q",))

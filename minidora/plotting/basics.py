@@ -1,38 +1,12 @@
-"""Every figure of the lessons. Takes plain arrays, returns a matplotlib Figure, computes nothing.
-
-Colours are Okabe and Ito's, told apart by colour-blind readers; every series also differs in
-marker or position. The paper stays white, so a figure reads the same in a dark notebook.
-"""
+"""Arrows, pictures, bars, curves and points."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 from matplotlib import pyplot as plt
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
-PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", GREY)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-STYLE = {
-    "figure.facecolor": "white",
-    "figure.dpi": 90,
-    "savefig.facecolor": "white",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "font.size": 10,
-}
-
-
-@contextmanager
-def _figure(rows=1, columns=1, size=(6.0, 3.6), **options):
-    """A styled figure with its axes, closed so that a notebook shows it once, where returned."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
-        yield figure, axes
-        plt.close(figure)
+from .style import BLUE, GREEN, GREY, MARKERS, ORANGE, PALETTE, PURPLE
+from .style import figure as opened
 
 
 def plane(vectors: Mapping[str, Sequence[float]], *, between=None, unit_circle=True, title=""):
@@ -41,7 +15,7 @@ def plane(vectors: Mapping[str, Sequence[float]], *, between=None, unit_circle=T
     """
     arrows = [(label, (0, 0), end) for label, end in vectors.items()]
     arrows += [(label, start, end) for label, (start, end) in (between or {}).items()]
-    with _figure(size=(4.6, 4.2)) as (figure, ax):
+    with opened(size=(4.6, 4.2)) as (figure, ax):
         if unit_circle:
             ax.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, ls=":"))
             ax.annotate("length 1", (0.71, -0.71), (3, -12), textcoords="offset points", color=GREY)
@@ -75,7 +49,7 @@ def templates(directions, magnitudes, names=None, *, title=""):
     limit = np.abs(directions).max()
     size = (1.05 * k + 0.6, 2.6)
     ratios = {"height_ratios": [2.2, 1], "hspace": 0.05}
-    with _figure(2, k, size, squeeze=False, gridspec_kw=ratios) as (figure, axes):
+    with opened(2, k, size, squeeze=False, gridspec_kw=ratios) as (figure, axes):
         for column, (w, m, name) in enumerate(zip(directions, magnitudes, names, strict=True)):
             top, bottom = axes[:, column]
             image = top.imshow(np.reshape(w, (side, side)), cmap="PuOr_r", vmin=-limit, vmax=limit)
@@ -98,7 +72,7 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title="", ylabel="", perc
     """Grouped bars. values: {series: {group: value}}, each bar with its number on top."""
     groups = list(next(iter(values.values())))
     width = 0.8 / len(values)
-    with _figure(size=(min(max(5.0, 2.1 * len(groups)), 10.5), 3.4)) as (figure, ax):
+    with opened(size=(min(max(5.0, 2.1 * len(groups)), 10.5), 3.4)) as (figure, ax):
         for i, (series, heights) in enumerate(values.items()):
             at = np.arange(len(groups)) + (i - (len(values) - 1) / 2) * width
             drawn = ax.bar(
@@ -135,7 +109,7 @@ def curves(
 
     A y of shape (seeds, len(x)) becomes its mean, in a band from the smallest to the largest.
     """
-    with _figure() as (figure, ax):
+    with opened() as (figure, ax):
         for i, (label, (x, y)) in enumerate(lines.items()):
             marker = MARKERS[i % len(MARKERS)] if markers else None
             dashes = "-" if markers else ("-", "--", "-.", ":")[i % 4]
@@ -161,7 +135,7 @@ def curves(
 def tangent_plane(v, g, radial, tangential, *, title=""):
     """v in space with the plane at a right angle to it, and g split in two. Each is (3,)."""
     v, g, radial, tangential = (np.asarray(a, float) for a in (v, g, radial, tangential))
-    with _figure(size=(5.4, 4.6), subplot_kw={"projection": "3d"}) as (figure, ax):
+    with opened(size=(5.4, 4.6), subplot_kw={"projection": "3d"}) as (figure, ax):
         first = tangential / np.linalg.norm(tangential)
         second = np.cross(v / np.linalg.norm(v), first)
         a, b = np.meshgrid([-1.2, 1.2], [-1.2, 1.2])
@@ -189,31 +163,12 @@ def tangent_plane(v, g, radial, tangential, *, title=""):
 def scatter(clouds: Mapping[str, tuple], *, xlabel="", ylabel="", title=""):
     """One panel for each cloud of points, side by side. clouds: {name: (x, y)}."""
     columns = len(clouds)
-    with _figure(1, columns, (3.3 * columns, 3.3), squeeze=False) as (figure, axes):
+    with opened(1, columns, (3.3 * columns, 3.3), squeeze=False) as (figure, axes):
         for i, (name, (x, y)) in enumerate(clouds.items()):
             axes[0, i].plot(x, y, MARKERS[i], ms=4, alpha=0.7, color=PALETTE[i])
             axes[0, i].set(title=name, xlabel=xlabel)
             axes[0, i].locator_params(axis="x", nbins=4)
             axes[0, i].ticklabel_format(axis="x", scilimits=(-2, 3))
         axes[0, 0].set_ylabel(ylabel)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return figure
-
-
-def growth(clouds: Mapping[str, tuple], *, title=""):
-    """Growth of every norm against what Pythagoras predicts. clouds: {name: (predicted, grown)}."""
-    columns = len(clouds)
-    with _figure(1, columns, (3.1 * columns, 3.4), squeeze=False) as (figure, axes):
-        for i, (name, (predicted, grown)) in enumerate(clouds.items()):
-            ax = axes[0, i]
-            every = np.concatenate([np.ravel(predicted), np.ravel(grown), [0.0]])
-            pad = 0.05 * np.ptp(every)
-            line = [every.min() - pad, every.max() + pad]
-            ax.plot(line, line, color=GREY, lw=1, label="update at a right angle")
-            ax.axhline(0, color="#dddddd", zorder=0)
-            ax.plot(predicted, grown, MARKERS[i], ms=4, alpha=0.7, color=PALETTE[i])
-            ax.set(title=name, xlabel="predicted: m / (1 − ΔD) − m", xlim=line, ylim=line)
-        axes[0, 0].set_ylabel("measured growth of ‖w‖")
-        axes[0, 0].legend(loc="upper left", fontsize=8)
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure

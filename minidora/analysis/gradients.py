@@ -1,80 +1,18 @@
-"""How magnitude and direction move, and the paper's arguments about gradients, measured.
+"""The paper's two arguments about gradients, measured.
 
-ΔM and ΔD are Eq. 3 and 4. The two scenarios S1 and S2 of Eq. 8-10 say that a vector whose gradient
-turns it less has a larger magnitude gradient. The claim beside Eq. 6 is that the gradient of V has
-a covariance closer to a multiple of the identity than that of W.
+The two scenarios S1 and S2 of Eq. 8-10 say that a vector whose gradient turns it less has a larger
+magnitude gradient. The claim beside Eq. 6 is that the gradient of V has a covariance closer to a
+multiple of the identity than that of W.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from ._arguments import Array, floating, number, shaped, summed_axis
-from .decomposition import norms
-from .projection import direction_gradient, step
-
-__all__ = [
-    "CovarianceStats",
-    "Scenario",
-    "covariance_stats",
-    "direction_change",
-    "gradient_covariances",
-    "magnitude_change",
-    "scenarios",
-    "spearman",
-]
-
-
-def magnitude_change(W0, W, norm_axis, *, per_vector=False, signed=False):
-    """ΔM (Eq. 3): the mean of | ‖w‖ - ‖w0‖ | over the weight vectors.
-
-    W0, W: (d_out, d_in). per_vector gives (d_out,) or (d_in,) instead of the mean; signed leaves
-    out the absolute value, so that growth and shrinkage can be told apart.
-
-    >>> magnitude_change(np.array([[3.0, 4.0]]), np.array([[6.0, 8.0]]), "per_output")
-    5.0
-    """
-    W0, W = _pair(W0, W)
-    change = norms(W, norm_axis) - norms(W0, norm_axis)
-    change = change if signed else np.abs(change)
-    return change if per_vector else float(change.mean())
-
-
-def direction_change(W0, W, norm_axis, *, per_vector=False):
-    """ΔD (Eq. 4): the mean of 1 - cos(w, w0) over the weight vectors.
-
-    W0, W: (d_out, d_in). per_vector gives (d_out,) or (d_in,) instead of the mean. Vectors of zero
-    length have no direction and count as turned by a right angle, ΔD = 1.
-
-    >>> direction_change(np.array([[3.0, 0.0]]), np.array([[0.0, 2.0]]), "per_output")
-    1.0
-    """
-    W0, W = _pair(W0, W)
-    lengths = norms(W0, norm_axis) * norms(W, norm_axis)
-    change = 1 - (W0 * W).sum(summed_axis(norm_axis)) / lengths
-    return change if per_vector else float(change.mean())
-
-
-def _pair(W0, W) -> tuple[Array, Array]:
-    W0 = floating("W0", W0, ndim=2)
-    return W0, shaped("W", W, W0.shape, "the shape of W0")
-
-
-def spearman(a: Array, b: Array) -> float:
-    """Spearman's rank correlation of two arrays (n,); ties share their mean rank.
-
-    >>> spearman(np.array([1.0, 2.0, 9.0]), np.array([-5.0, 0.0, 0.1]))
-    1.0
-    """
-    a = floating("a", a, ndim=1)
-    b = shaped("b", b, a.shape, "the shape of a")
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1].round(12))
-
-
-def _ranks(values: Array) -> Array:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[place]
+from .._arguments import Array, floating, number, shaped, summed_axis
+from ..decomposition import norms
+from ..projection import direction_gradient, step
+from .correlation import spearman
 
 
 class Scenario(NamedTuple):
@@ -98,7 +36,8 @@ def scenarios(W0: Array, G: Array, norm_axis: str, *, rate: float) -> dict[str, 
 
     Each step is `rate` times its gradient.
     """
-    W0, G = _pair(W0, G)
+    W0 = floating("W0", W0, ndim=2)
+    G = shaped("G", G, W0.shape, "the shape of W0")
     rate = number("rate", rate, minimum=0)
     same_G, same_W0 = (_of_one_length(M, norm_axis) for M in (G, W0))
     meant = {"one vector": (same_W0, same_G), "one length": (W0, same_G), "as they are": (W0, G)}

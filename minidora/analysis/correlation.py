@@ -1,0 +1,155 @@
+"""Correlations of ΔM with ΔD: how large, over what, and how sure.
+
+The paper gives one number for each method, pooled over layers and checkpoints. `correlations` gives
+that one and four others, because points that share a layer, or a step, are not independent.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .._arguments import Array, floating, number, positive_int, shaped
+
+WAYS = ("pooled", "late", "within step", "within layer", "within matrix")
+"""What a correlation of ΔM with ΔD can be over."""
+
+
+class Correlation(NamedTuple):
+    """How y goes with x over n points, and the line y = slope * x + intercept of least squares.
+
+    low, high: 95 % for Pearson's r by Fisher's transformation, as if the points were independent;
+    NaN below four points. All but n are NaN where x or y does not vary.
+    """
+
+    r: float
+    low: float
+    high: float
+    n: int
+    spearman: float
+    slope: float
+    intercept: float
+
+
+class Interval(NamedTuple):
+    """A mean over seeds, its 95 % interval, the standard deviation and the number of seeds."""
+
+    mean: float
+    low: float
+    high: float
+    sd: float
+    n: int
+
+
+def correlate(x: Array, y: Array) -> Correlation:
+    """Pearson's and Spearman's correlation of two arrays (n,), n >= 2.
+
+    >>> found = correlate(np.array([0.0, 1.0, 2.0, 3.0]), np.array([1.0, 3.0, 5.0, 7.0]))
+    >>> round(found.r, 6), round(found.slope, 6), round(found.intercept, 6)
+    (1.0, 2.0, 1.0)
+    """
+    x = floating("x", x, ndim=1).astype(np.float64)
+    y = shaped("y", y, x.shape, "the shape of x").astype(np.float64)
+    n = len(x)
+    if n < 2:
+        raise ValueError(f"x: expected two points or more, got {n}")
+    dx, dy = x - x.mean(), y - y.mean()
+    xx, yy, xy = float(dx @ dx), float(dy @ dy), float(dx @ dy)
+    tiny = 1e-14
+    if math.sqrt(xx) <= tiny * np.abs(x).max() or math.sqrt(yy) <= tiny * np.abs(y).max():
+        return Correlation(*[math.nan] * 3, n, *[math.nan] * 3)
+    r = min(1.0, max(-1.0, xy / math.sqrt(xx * yy)))
+    slope = xy / xx
+    return Correlation(r, *_fisher(r, n), n, spearman(x, y), slope, y.mean() - slope * x.mean())
+
+
+def _fisher(r: float, n: int) -> tuple[float, float]:
+    if n < 4:
+        return math.nan, math.nan
+    if abs(r) == 1:
+        return r, r
+    z, half = math.atanh(r), 1.959964 / math.sqrt(n - 3)
+    return math.tanh(z - half), math.tanh(z + half)
+
+
+def least_significant(n: int) -> float:
+    """The |r| that n independent points must exceed for zero to lie outside the 95 % interval.
+
+    >>> round(least_significant(6), 2), round(least_significant(24), 2)
+    (0.81, 0.4)
+    """
+    return math.tanh(1.959964 / math.sqrt(positive_int("n", n) - 3)) if n > 3 else math.nan
+
+
+def spearman(a: Array, b: Array) -> float:
+    """Spearman's rank correlation of two arrays (n,); ties share their mean rank.
+
+    >>> spearman(np.array([1.0, 2.0, 9.0]), np.array([-5.0, 0.0, 0.1]))
+    1.0
+    """
+    a = floating("a", a, ndim=1)
+    b = shaped("b", b, a.shape, "the shape of a")
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1].round(12))
+
+
+def _ranks(values: Array) -> Array:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[place]
+
+
+def bootstrap_mean(values: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> Interval:
+    """Mean over seeds, its interval the middle 95 % of the means of `draws` resamplings of them.
+
+    NaN values are left out and not counted.
+
+    >>> bootstrap_mean([1.0, 1.0, 1.0])
+    Interval(mean=1.0, low=1.0, high=1.0, sd=0.0, n=3)
+    """
+    values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values)]
+    n = len(values)
+    if n == 0:
+        return Interval(*[math.nan] * 4, 0)
+    chosen = np.random.default_rng(seed).integers(n, size=(positive_int("draws", draws), n))
+    low, high = np.quantile(values[chosen].mean(1), [0.025, 0.975])
+    sd = values.std(ddof=1) if n > 1 else 0.0
+    return Interval(float(values.mean()), float(low), float(high), float(sd), n)
+
+
+def correlations(
+    steps: Sequence[int], dM: Array, dD: Array, *, checkpoints: int = 4, late: float = 0.75
+) -> dict[str, list[Correlation]]:
+    """ΔM against ΔD, both (steps, layers), in four ways.
+
+    - "pooled": over all layers and `checkpoints` evenly spaced steps up to the last, one figure, as
+      in the paper's figure 2 (four checkpoints).
+    - "late": the same over the checkpoints from the share `late` of the steps on.
+    - "within step": over the layers, a figure for each checkpoint.
+    - "within layer": over all recorded steps, a figure for each layer.
+
+    The fifth, within a matrix over its vectors, is `Changes.correlation`. Raises ValueError where a
+    checkpoint is missing from the steps.
+    """
+    steps = [int(step) for step in steps]
+    dD = floating("dD", dD, ndim=2)
+    dM = shaped("dM", dM, dD.shape, "the shape of dD")
+    if len(steps) != len(dD):
+        raise ValueError(f"steps: expected {len(dD)}, one for each row of dD, got {len(steps)}")
+    last, count = steps[-1], positive_int("checkpoints", checkpoints)
+    at = [last * (k + 1) / count for k in range(count)]
+    if missing := [step for step in at if step not in steps]:
+        raise ValueError(f"steps: expected {at} among them, got none at {missing}")
+
+    def over(wanted) -> Correlation:
+        rows = [steps.index(step) for step in wanted]
+        return correlate(dD[rows].ravel(), dM[rows].ravel())
+
+    layers = dD.shape[1]
+    return {
+        "pooled": [over(at)],
+        "late": [over([step for step in at if step >= number("late", late) * last])],
+        "within step": [over([step]) for step in at] if layers > 1 else [],
+        "within layer": [correlate(dD[:, i], dM[:, i]) for i in range(layers)],
+    }

@@ -1,0 +1,160 @@
+"""Magnitude against direction: the paper's figure 2, its points within a matrix, and by layer."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from .style import GREY, MARKERS, PALETTE
+from .style import figure as opened
+
+
+def magnitude_direction(
+    panels: Mapping[str, tuple],
+    *,
+    steps: Sequence[int],
+    layers: Sequence[str] | None = None,
+    same_axes: bool = False,
+    title: str = "",
+):
+    """The paper's figure 2: a panel for each method, a point for each layer and step.
+
+    panels: {method: (dD, dM, found)}, dD and dM of shape (steps, layers); found: a `Correlation`
+    over the points, whose line is drawn, or None. A layer has a colour (the first the darkest), a
+    step a marker. same_axes: all panels on one scale, or each on its own as in the paper.
+    """
+    count = len(next(iter(panels.values()))[0][0])
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, count))
+    names = [f"layer {i + 1}" for i in range(count)] if layers is None else layers
+    size = (3.1 * len(panels) + 0.9, 3.5)
+    shared = {"sharex": True, "sharey": True} if same_axes else {}
+    with opened(1, len(panels), size, squeeze=False, **shared) as (figure, axes):
+        for ax, (name, (dD, dM, found)) in zip(axes[0], panels.items(), strict=True):
+            for i, row in enumerate(zip(dD, dM, strict=True)):
+                ax.scatter(*row, c=colors, marker=MARKERS[i % 7], s=42, ec="white", lw=0.5)
+            label = name
+            if found is not None:
+                ends = np.array([np.min(dD), np.max(dD)])
+                line = found.slope * ends + found.intercept
+                ax.plot(ends, line, color=GREY, lw=1.5, zorder=0)
+                label = f"{name}: r = {found.r:+.2f}"
+            ax.set(title=label, xlabel="ΔD")
+            ax.locator_params(nbins=5)
+            ax.ticklabel_format(scilimits=(-3, 3))
+        axes[0, 0].set_ylabel("ΔM")
+        handles = [plt.Line2D([], [], ls="", marker="o", color=c) for c in colors]
+        times = [
+            plt.Line2D([], [], ls="", marker=MARKERS[i % 7], color=GREY) for i in range(len(steps))
+        ]
+        labels = [*names, *(f"step {step}" for step in steps)]
+        figure.legend(handles + times, labels, loc="outside right center", fontsize=8)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def intervals(
+    groups: Mapping[str, Mapping[str, tuple]], *, xlabel="", title="", lines: Sequence[float] = ()
+):
+    """Means with intervals, a row for each group and in it a point for each series.
+
+    groups: {group: {series: (mean, low, high)}}; NaN is left out. lines: where to draw a vertical
+    line, besides the one at zero.
+    """
+    series = list(dict.fromkeys(name for found in groups.values() for name in found))
+    with opened(size=(6.4, 0.9 + 0.2 * len(series) * len(groups))) as (figure, ax):
+        ax.axvline(0, color="#bbbbbb", zorder=0, lw=1)
+        for at in lines:
+            ax.axvline(at, color=GREY, zorder=0, lw=1, ls=":")
+        for k, name in enumerate(series):
+            rows = [(i, found[name]) for i, found in enumerate(groups.values()) if name in found]
+            at = np.array([i + 0.75 * ((k + 0.5) / len(series) - 0.5) for i, _ in rows])
+            mean, low, high = np.array([values for _, values in rows], float).T
+            ax.errorbar(
+                mean,
+                at,
+                xerr=np.maximum([mean - low, high - mean], 0),
+                ls="",
+                marker=MARKERS[k % 7],
+                color=PALETTE[k % 7],
+                ms=5,
+                label=name,
+            )
+        ax.set_yticks(range(len(groups)), groups)
+        ax.invert_yaxis()
+        ax.set(xlabel=xlabel, title=title)
+        ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+        figure.legend(loc="outside right center", fontsize=9)
+    return figure
+
+
+def layer_bars(panels: Mapping[str, Mapping[str, tuple]], *, layers=None, ylabel="", title=""):
+    """Bars by layer with their spread over seeds, a panel for each key of `panels`.
+
+    panels: {panel: {series: (means, lows, highs)}}, each (layers,).
+    """
+    with opened(1, len(panels), (0.9 + 2.9 * len(panels), 3.2), squeeze=False) as (figure, axes):
+        for ax, (name, series) in zip(axes[0], panels.items(), strict=True):
+            width = 0.8 / len(series)
+            for k, (label, (mean, low, high)) in enumerate(series.items()):
+                mean, low, high = (np.asarray(v, float) for v in (mean, low, high))
+                at = np.arange(len(mean)) + (k - (len(series) - 1) / 2) * width
+                ax.bar(
+                    at,
+                    mean,
+                    0.92 * width,
+                    yerr=np.maximum([mean - low, high - mean], 0),
+                    color=PALETTE[k],
+                    hatch=("", "//", "..", "xx")[k % 4],
+                    edgecolor="white",
+                    ecolor="#333333",
+                    label=label,
+                )
+            ax.set_xticks(range(len(mean)), range(1, len(mean) + 1) if layers is None else layers)
+            ax.set(title=name, xlabel="layer")
+        axes[0, 0].set_ylabel(ylabel)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", fontsize=9)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def within_matrix(clouds: Mapping[str, tuple], *, title="", ylabel="|growth of ‖w‖|"):
+    """The vectors of one matrix, a panel for each method: {name: (turn, growth, found)}.
+
+    found: a `Correlation`, whose line is drawn, or None.
+    """
+    with opened(1, len(clouds), (3.1 * len(clouds), 3.3), squeeze=False) as (figure, axes):
+        for k, (ax, (name, (turn, change, found))) in enumerate(
+            zip(axes[0], clouds.items(), strict=True)
+        ):
+            ax.plot(turn, change, MARKERS[k % 7], ms=5, alpha=0.7, color=PALETTE[k % 7])
+            if found is not None:
+                ends = np.array([np.min(turn), np.max(turn)])
+                ax.plot(ends, found.slope * ends + found.intercept, color=GREY, lw=1.5, zorder=0)
+            label = name if found is None else f"{name}: r = {found.r:+.2f}"
+            ax.set(title=label, xlabel="turn 1 − cos")
+            ax.locator_params(nbins=5)
+            ax.ticklabel_format(scilimits=(-3, 3))
+        axes[0, 0].set_ylabel(ylabel)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def growth(clouds: Mapping[str, tuple], *, title=""):
+    """Growth of every norm against what Pythagoras predicts. clouds: {name: (predicted, grown)}."""
+    columns = len(clouds)
+    with opened(1, columns, (3.1 * columns, 3.4), squeeze=False) as (figure, axes):
+        for i, (name, (predicted, grown)) in enumerate(clouds.items()):
+            ax = axes[0, i]
+            every = np.concatenate([np.ravel(predicted), np.ravel(grown), [0.0]])
+            pad = 0.05 * np.ptp(every)
+            line = [every.min() - pad, every.max() + pad]
+            ax.plot(line, line, color=GREY, lw=1, label="update at a right angle")
+            ax.axhline(0, color="#dddddd", zorder=0)
+            ax.plot(predicted, grown, MARKERS[i], ms=4, alpha=0.7, color=PALETTE[i])
+            ax.set(title=name, xlabel="predicted: m / (1 − ΔD) − m", xlim=line, ylim=line)
+        axes[0, 0].set_ylabel("measured growth of ‖w‖")
+        axes[0, 0].legend(loc="upper left", fontsize=8)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
