@@ -5,16 +5,6 @@ network trains; `correlation` relates them, in the paper's way and in four other
 the scenarios of Eq. 8-10 and the covariances that the paper speaks of beside Eq. 6.
 """
 
-from .movement import (
-    Changes,
-    adapter_changes,
-    changes,
-    direction_change,
-    equal_lengths,
-    magnitude_change,
-    random_low_rank,
-    right_angle_growth,
-)
 from .correlation import (
     WAYS,
     Correlation,
@@ -31,6 +21,16 @@ from .gradients import (
     covariance_stats,
     gradient_covariances,
     scenarios,
+)
+from .movement import (
+    Changes,
+    adapter_changes,
+    changes,
+    direction_change,
+    equal_lengths,
+    magnitude_change,
+    random_low_rank,
+    right_angle_growth,
 )
 from .recording import Recorder, Recording
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import training
 from .configs import EXPERIMENTS
-from .store import run
+from .store import read, run
 from .tables import table
 from .verify import verify
 
@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--out", type=Path, metavar="FILE", help=f"default {name}.json")
         command.add_argument("--jobs", type=int, default=os.cpu_count(), help="default: all cores")
         command.add_argument("--short", action="store_true", help="few steps, one seed (figure2)")
+    showing = commands.add_parser("table", help="print the summary in a file as Markdown")
+    showing.add_argument("file", type=Path)
     checking = commands.add_parser("verify", help="run one seed of a file anew, and compare")
     checking.add_argument("file", type=Path)
     checking.add_argument("--seed", type=int, help="default: the first in the file")
@@ -31,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.command == "verify":
             return run_verify(arguments.file, arguments.seed)
+        if arguments.command == "table":
+            print(table(read(arguments.file)))
+            return 0
         out = arguments.out or Path(f"{arguments.command}.json")
         options = {"seeds": arguments.seeds, "short": arguments.short, "jobs": arguments.jobs}
         results = run(arguments.command, out, **options)

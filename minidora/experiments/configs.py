@@ -37,6 +37,7 @@ def figure2(short: bool = False) -> dict:
         qv = {"targets": list(QV)}
         low = {**qv, "rank": 4, "alpha": 8}
         also = {
+            "FT, weight decay": ({"method": "full"}, 1e-3, {"weight_decay": 0.01}),
             "FT of q and v": ({"method": "full", **qv}, 1e-2, {}),
             "FT of q and v, SGD": ({"method": "full", **qv}, 1.0, {"optimizer": "sgd"}),
             "LoRA, SGD": ({"method": "lora", **low}, 1.0, {"optimizer": "sgd"}),

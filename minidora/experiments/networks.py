@@ -24,7 +24,7 @@ TRANSFORMER = {
     "pretrain_rate": 3e-3,
     "tune_steps": 200,
     "batch": 32,
-    "weight_decay": 0.01,
+    "pretrain_weight_decay": 0.01,
     "clip": 1.0,
     "choose": 400,  # names to choose learning rates by
     "test": 600,  # names to report
@@ -37,7 +37,7 @@ MLP = {
     "pretrain_rate": 3e-3,
     "tune_steps": 400,
     "batch": 64,
-    "weight_decay": 0.0,
+    "pretrain_weight_decay": 0.0,
     "clip": 1.0,
     "choose": 200,
     "test": 597,
@@ -99,7 +99,9 @@ def pretrained(network: dict, seed: int, folder: Path | None = None) -> Layer:
     else:
         model = nn.MLP.init(network["sizes"], rng)
     first = task(network, "surnames" if network["kind"] == "transformer" else "none", seed)
-    train(model, network, first, network["pretrain_steps"], network["pretrain_rate"], rng)
+    optimizer = training.AdamW(weight_decay=network["pretrain_weight_decay"])
+    steps, rate = network["pretrain_steps"], network["pretrain_rate"]
+    train(model, network, first, steps, rate, rng, optimizer)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(file, model)
@@ -107,15 +109,15 @@ def pretrained(network: dict, seed: int, folder: Path | None = None) -> Layer:
 
 
 def train(
-    model: Layer, network: dict, on: Task, steps: int, rate: float, rng, *, optimizer=None, **more
+    model: Layer, network: dict, on: Task, steps: int, rate: float, rng, optimizer, **more
 ) -> training.History:
-    """Train what trains: AdamW unless told otherwise, rate rising over a tenth, then falling."""
+    """Train what trains; the learning rate rises over a tenth of the steps, then falls in a line."""
     return training.fit(
         model,
         on.loss,
         data.batches(on.train, network["batch"], rng),
         steps=steps,
-        optimizer=optimizer or training.AdamW(weight_decay=network["weight_decay"]),
+        optimizer=optimizer,
         rate=training.linear(rate, steps, warmup=steps // 10),
         clip=network["clip"],
         progress=False,

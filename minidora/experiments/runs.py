@@ -15,7 +15,7 @@ def measure(network: dict, settings: dict, seed: int, folder: Path | None) -> di
     """Tune one network as `settings` say and return its figures, rounded to five digits.
 
     settings: adapt (arguments of `nn.adapt`), rate, and where they matter: optimizer ("adamw" or
-    "sgd", momentum 0.9), m_rate (a factor on m's learning rate), task, fraction (of the training
+    "sgd", momentum 0.9), weight_decay (none unless given), m_rate (a factor on m's learning rate), task, fraction (of the training
     data), record (targets and every), vectors (keep those of the last step), controls, watch.
     """
     network = {**network, "task": settings.get("task", network["task"])}
@@ -55,7 +55,8 @@ def _tuned(model, base, network, settings, on, rng):
     if settings.get("optimizer", "adamw") == "sgd":
         optimizer = training.SGD(momentum=0.9, rates=factors)
     else:
-        optimizer = training.AdamW(weight_decay=network["weight_decay"], rates=factors)
+        decay = settings.get("weight_decay", 0.0)
+        optimizer = training.AdamW(weight_decay=decay, rates=factors)
     more, recorder = {}, None
     if "record" in settings:
         every = steps // settings["record"]["times"]
@@ -66,7 +67,7 @@ def _tuned(model, base, network, settings, on, rng):
             "evaluate": lambda m: judge(m, on.choose)["loss"],
             "every": every,
         }
-    history = train(model, network, on, steps, settings["rate"], rng, optimizer=optimizer, **more)
+    history = train(model, network, on, steps, settings["rate"], rng, optimizer, **more)
     return history, recorder and recorder.recording
 
 

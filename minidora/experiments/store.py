@@ -1,8 +1,8 @@
 """Running an experiment so that a killed one keeps its finished seeds, and its results' file.
 
 The file is one JSON document: experiment, config, versions, seconds, seeds (every figure of every
-run, by seed), summary. It is written whole after each seed; a later run with the same
-configuration leaves out the seeds it finds there.
+run, by seed), summary (empty until all seeds are there). It is written whole after each seed; a
+later run with the same configuration leaves out the seeds it finds there.
 """
 
 import json
@@ -79,8 +79,9 @@ def run(
         results["seeds"][str(seed)] = found
         results["seeds"] = dict(sorted(results["seeds"].items(), key=lambda item: int(item[0])))
         results["seconds"] = round(before + time.monotonic() - started, 1)
-        results["summary"] = summary(experiment, config, results["seeds"])
         write_whole(path, as_text(results).encode())
+    results["summary"] = summary(experiment, config, results["seeds"])
+    write_whole(path, as_text(results).encode())
     return results
 
 
@@ -124,7 +125,7 @@ def _begun(path: Path, experiment: str, config: dict) -> dict:
             f"{path}: expected seeds made with {fresh['versions']}, got some made with"
             f" {old['versions']}; choose another --out, or remove the file"
         )
-    return {**old, "config": config}
+    return {**old, "config": config, "summary": {}}
 
 
 def _measured(config, done, folder, jobs, progress) -> Iterator[tuple[int, dict]]:
