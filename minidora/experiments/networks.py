@@ -111,7 +111,7 @@ def pretrained(network: dict, seed: int, folder: Path | None = None) -> Layer:
 def train(
     model: Layer, network: dict, on: Task, steps: int, rate: float, rng, optimizer, **more
 ) -> training.History:
-    """Train what trains; the learning rate rises over a tenth of the steps, then falls in a line."""
+    """Train what trains; the rate rises over a tenth of the steps, then falls in a line."""
     return training.fit(
         model,
         on.loss,

@@ -15,8 +15,9 @@ def measure(network: dict, settings: dict, seed: int, folder: Path | None) -> di
     """Tune one network as `settings` say and return its figures, rounded to five digits.
 
     settings: adapt (arguments of `nn.adapt`), rate, and where they matter: optimizer ("adamw" or
-    "sgd", momentum 0.9), weight_decay (none unless given), m_rate (a factor on m's learning rate), task, fraction (of the training
-    data), record (targets and every), vectors (keep those of the last step), controls, watch.
+    "sgd", momentum 0.9), weight_decay (none unless given), m_rate (a factor on m's learning rate),
+    task, fraction (of the training data), record (targets, and how many times), vectors (keep those
+    of the last step), controls, watch (rows of a layer's input to look at gradients on).
     """
     network = {**network, "task": settings.get("task", network["task"])}
     base, on = pretrained(network, seed, folder), task(network, network["task"], seed)
