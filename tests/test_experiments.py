@@ -184,8 +184,8 @@ def test_gradients_are_watched_at_the_start_and_the_end(tmp_path):
     # for one vector the argument of Eq. 8-10 is a theorem
     assert start["spearman"]["one vector"] == pytest.approx(-1, abs=1e-3)
     # Eq. 11 only scales each vector's gradient, so its covariance has the same shape
-    assert start["detached"]["effective_rank_ratio"] == pytest.approx(1, abs=1e-4)
-    assert start["exact"]["effective_rank_ratio"] != pytest.approx(1, abs=1e-4)
+    assert start["detached"]["effective rank ratio"] == pytest.approx(1, abs=1e-4)
+    assert start["exact"]["effective rank ratio"] != pytest.approx(1, abs=1e-4)
 
 
 def test_a_run_that_diverges_says_so(tmp_path):

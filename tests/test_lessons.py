@@ -137,6 +137,50 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "def temperature(logits, temperature):\n    return np.exp(logits / temperature)",
         ],
     ],
+    "09_magnitude_direction": [
+        [
+            "def delta(W0, W):\n    m0, m = np.linalg.norm(W0, axis=1), np.linalg.norm(W, axis=1)\n"
+            "    return (m - m0).mean(), (1 - (W * W0).sum(1) / (m * m0)).mean()",
+            "def delta(W0, W):\n    m0, m = np.linalg.norm(W0, axis=1), np.linalg.norm(W, axis=1)\n"
+            "    return np.abs(m - m0).mean(), ((W * W0).sum(1) / (m * m0)).mean()",
+            "def delta(W0, W):\n"
+            "    found = analysis.changes(W0, W, 'per_input')\n    return found.dM, found.dD",
+        ],
+        [
+            "def equalised(W0, W):\n    n = np.linalg.norm(W, axis=1, keepdims=True)\n"
+            "    return W / n * n.mean()",
+            "def equalised(W0, W):\n    update = W - W0\n"
+            "    return W0 + update / np.linalg.norm(update, axis=1, keepdims=True)",
+            "def equalised(W0, W):\n    return W",
+        ],
+        [
+            "fisher_interval = (-0.5 - 1.96 / 3, -0.5 + 1.96 / 3)",
+            "fisher_interval = tuple(np.arctanh(-0.5) + np.array([-1, 1]) * 1.96 / 3)",
+            "fisher_interval = tuple(np.tanh(np.arctanh(-0.5) + np.array([-1, 1]) / 3))",
+            "fisher_interval = -0.5",
+        ],
+    ],
+    "10_rank_and_granularity": [
+        [
+            "def choose(losses):\n    return int(np.nanargmin(np.nanmean(losses, 0)))",
+            "def choose(losses):\n    return int(np.nanargmin(losses.min(0)))",
+            "def choose(losses):\n    return losses.mean(0).min()",
+        ],
+        [
+            "def mixed_count(d, r):\n    return 3 * 2 * d * r",
+            "def mixed_count(d, r):\n    return 3 * 2 * d * r + 6 * d",
+            "def mixed_count(d, r):\n    return 3 * (2 * d * r + d) + d + 4 * d + 4 * d",
+        ],
+        [
+            "def paired(ours, theirs):\n    n = len(ours)\n"
+            "    both = np.var(ours, ddof=1) + np.var(theirs, ddof=1)\n"
+            "    return np.mean(ours) - np.mean(theirs), np.sqrt(both / n)",
+            "def paired(ours, theirs):\n    gaps = np.subtract(ours, theirs)\n"
+            "    return gaps.mean(), gaps.std(ddof=1)",
+            "def paired(ours, theirs):\n    gaps = np.subtract(theirs, ours)\n"
+            "    return gaps.mean(), gaps.std(ddof=1) / np.sqrt(len(gaps))",
+        ],
+    ],
 }
 
 

@@ -84,7 +84,7 @@ def sweep(short: bool = False) -> dict:
 
 
 def granularity(short: bool = False) -> dict:
-    """Table 6: magnitudes everywhere, directions on q, k and v alone."""
+    """Table 6: magnitudes everywhere, directions on q, k and v alone; magnitudes alone."""
     low = {"rank": 4, "alpha": 8}
     rest = {"up": "magnitude", "down": "magnitude"}
     choices = {
@@ -101,6 +101,8 @@ def granularity(short: bool = False) -> dict:
     runs = {}
     for name, adapt in choices.items():
         runs |= _rates(name, "transformer", adapt, (5e-3, 1e-2, 2e-2, 4e-2, 8e-2))
+    alone = {"method": "magnitude", "targets": ["q", "k", "v", "o", "up", "down"]}
+    runs |= _rates("m alone, of all six", "transformer", alone, (2e-2, 4e-2, 8e-2, 16e-2, 32e-2))
     return _five_seeds(runs, short)
 
 
@@ -110,7 +112,7 @@ def sample_size(short: bool = False) -> dict:
     runs = {}
     for part in (1 / 8, 1 / 4, 1 / 2, 1):
         for name, adapt in BOTH.items():
-            rates = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+            rates = (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
             group = f"{name}, {part:g} of the data"
             runs |= _rates(group, "transformer", {**adapt, **low}, rates, fraction=part)
     return _five_seeds(runs, short)

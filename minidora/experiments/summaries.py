@@ -216,7 +216,7 @@ def gradients(config: dict, seeds: dict) -> dict:
                 **{
                     f"{mode}, {key}": interval([_mean([o[mode][key] for o in p]) for p in layers])
                     for mode in ("exact", "detached")
-                    for key in ("effective_rank_ratio", "distance_ratio")
+                    for key in ("effective rank ratio", "distance ratio")
                 },
             }
     return found

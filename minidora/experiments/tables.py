@@ -7,9 +7,9 @@ def table(results: dict) -> str:
     return makers.get(results["experiment"], by_rate)(results["summary"])
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are right-aligned."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def markdown(head: list[str], rows: list[list[str]], *, numbers: bool = True) -> str:
+    """A Markdown table; with numbers, all columns but the first are right-aligned."""
+    lines = [head, ["---", *["---:" if numbers else "---"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
@@ -75,6 +75,7 @@ def gradients(summary: dict) -> str:
     rows = []
     for name, whens in summary.items():
         for when, found in whens.items():
-            cells = {**found["spearman"], **{k: v for k, v in found.items() if k != "spearman"}}
+            cells = {f"Spearman, {key}": value for key, value in found["spearman"].items()}
+            cells |= {key: value for key, value in found.items() if key != "spearman"}
             rows.append([f"{name}, {when}", *map(shown, cells.values())])
     return markdown(["network", *cells], rows)

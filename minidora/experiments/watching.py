@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import analysis
 from ..lora import lora_delta
-from ..nn.layer import Layer, rebuilt
+from ..nn.layer import Layer, no_training, rebuilt
 from ..nn.linear import DoRALinear
 from .networks import Task
 
@@ -16,6 +16,7 @@ class Watched(Layer):
     """A layer that lets everything through and keeps what went in and what gradient came back."""
 
     inner: Layer
+    trainable: tuple[str, ...] = no_training()
 
     def forward(self, x, *, rng=None):
         """The inner layer's."""
@@ -54,7 +55,9 @@ def _figures(layer: Watched, rows: int) -> dict:
     inner = layer.inner
     V = inner.W0 + lora_delta(inner.A, inner.B, inner.scale)
     V = V.astype(np.float64)
-    found = analysis.scenarios(V, dy.T @ x, inner.norm_axis, rate=1e-3)
+    G = dy.T @ x
+    alive = G.any(1)  # a neuron that is off for all these rows has no gradient to compare
+    found = analysis.scenarios(V[alive], G[alive], inner.norm_axis, rate=1e-3)
     result: dict = {"spearman": {name: s.spearman for name, s in found.items()}}
     for norm_grad in ("exact", "detached"):
         of_W, of_V = analysis.gradient_covariances(
@@ -63,7 +66,7 @@ def _figures(layer: Watched, rows: int) -> dict:
         rank = [[c.effective_rank for c in of] for of in (of_W, of_V)]
         far = [[c.distance for c in of] for of in (of_W, of_V)]
         result[norm_grad] = {
-            "effective_rank_ratio": float(np.mean(rank[1]) / np.mean(rank[0])),
-            "distance_ratio": float(np.mean(far[1]) / np.mean(far[0])),
+            "effective rank ratio": float(np.mean(rank[1]) / np.mean(rank[0])),
+            "distance ratio": float(np.mean(far[1]) / np.mean(far[0])),
         }
     return result

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._arguments import positive_int
-from .layer import Layer, no_training, under
+from .layer import Layer, no_training, trains, under
 from .linear import Linear
 
 
@@ -71,7 +71,7 @@ class Attention(Layer):
         grads, dx = under("o", o_grads), None
         for name, d, part in zip("qkv", (dq, dk, dv), caches, strict=True):
             layer = getattr(self, name)
-            if needs_dx or layer.trainable:
+            if needs_dx or trains(layer):
                 d_in, part_grads = layer.backward(self._joined(d), part)
                 grads |= under(name, part_grads)
                 dx = d_in if dx is None else np.add(dx, d_in, out=dx)

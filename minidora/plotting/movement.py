@@ -26,7 +26,7 @@ def magnitude_direction(
     count = len(next(iter(panels.values()))[0][0])
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, count))
     names = [f"layer {i + 1}" for i in range(count)] if layers is None else layers
-    size = (3.1 * len(panels) + 0.9, 3.5)
+    size = (2.8 * len(panels) + 0.9, 3.3)
     shared = {"sharex": True, "sharey": True} if same_axes else {}
     with opened(1, len(panels), size, squeeze=False, **shared) as (figure, axes):
         for ax, (name, (dD, dM, found)) in zip(axes[0], panels.items(), strict=True):
@@ -84,7 +84,8 @@ def intervals(
         ax.set(xlabel=xlabel, title=title)
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
-        figure.legend(loc="outside right center", fontsize=9)
+        if len(series) > 1:
+            figure.legend(loc="outside right center", fontsize=9)
     return figure
 
 
@@ -93,7 +94,7 @@ def layer_bars(panels: Mapping[str, Mapping[str, tuple]], *, layers=None, ylabel
 
     panels: {panel: {series: (means, lows, highs)}}, each (layers,).
     """
-    with opened(1, len(panels), (0.9 + 2.9 * len(panels), 3.2), squeeze=False) as (figure, axes):
+    with opened(1, len(panels), (0.9 + 2.2 * len(panels), 2.9), squeeze=False) as (figure, axes):
         for ax, (name, series) in zip(axes[0], panels.items(), strict=True):
             width = 0.8 / len(series)
             for k, (label, (mean, low, high)) in enumerate(series.items()):
@@ -155,6 +156,6 @@ def growth(clouds: Mapping[str, tuple], *, title=""):
             ax.plot(predicted, grown, MARKERS[i], ms=4, alpha=0.7, color=PALETTE[i])
             ax.set(title=name, xlabel="predicted: m / (1 − ΔD) − m", xlim=line, ylim=line)
         axes[0, 0].set_ylabel("measured growth of ‖w‖")
-        axes[0, 0].legend(loc="upper left", fontsize=8)
+        axes[0, 0].legend(loc="best", fontsize=8)
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure

@@ -13,7 +13,7 @@ PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLE = {
     "figure.facecolor": "white",
-    "figure.dpi": 90,
+    "figure.dpi": 80,
     "savefig.facecolor": "white",
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -1,0 +1,80 @@
+"""The figures of movement show what they are given: points, lines, intervals, scales."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="needs matplotlib: pip install .[lessons]")
+
+from minidora import plotting
+
+RNG = np.random.default_rng(0)
+LINE = SimpleNamespace(r=-0.5, slope=2.0, intercept=1.0)
+
+
+def panels():
+    return {name: (RNG.uniform(size=(4, 6)), RNG.uniform(size=(4, 6)), LINE) for name in "ab"}
+
+
+def test_figure_2_has_a_point_for_each_layer_and_step_and_the_given_line():
+    of = panels()
+    figure = plotting.magnitude_direction(of, steps=[5, 10, 15, 20], title="all")
+    assert len(figure.axes) == 2
+    for ax, (name, (dD, dM, _)) in zip(figure.axes, of.items(), strict=True):
+        assert ax.get_title(loc="left") == f"{name}: r = -0.50"
+        points = np.concatenate([part.get_offsets() for part in ax.collections])
+        np.testing.assert_allclose(points, np.stack([dD.ravel(), dM.ravel()], 1))
+        colours = [part.get_facecolors() for part in ax.collections]
+        assert all((one == colours[0]).all() for one in colours)  # by layer, not by step
+        assert len({tuple(c) for c in colours[0]}) == 6
+        x, y = ax.lines[0].get_data()
+        np.testing.assert_allclose(y, 2 * np.array(x) + 1)
+    labels = [text.get_text() for text in figure.legends[0].texts]
+    assert labels == [f"layer {i}" for i in range(1, 7)] + [f"step {s}" for s in (5, 10, 15, 20)]
+
+
+def test_figure_2_on_one_scale_or_on_several():
+    of = panels()
+    of["b"] = (10 * of["b"][0], 10 * of["b"][1], None)
+    for same in (False, True):
+        a, b = plotting.magnitude_direction(of, steps=range(4), same_axes=same).axes
+        assert (a.get_xlim() == b.get_xlim()) == (a.get_ylim() == b.get_ylim()) == same
+    assert b.get_title(loc="left") == "b" and not b.lines  # no correlation, no line
+
+
+def test_layers_can_be_told_apart_without_colour():
+    of = {"a": (np.ones((1, 6)), np.ones((1, 6)), None)}
+    (ax,) = plotting.magnitude_direction(of, steps=[1]).axes
+    grey = ax.collections[0].get_facecolors()[:, :3] @ [0.299, 0.587, 0.114]
+    assert (np.diff(grey) > 0.05).all()
+
+
+def test_intervals_stand_where_they_are():
+    groups = {"x": {"a": (1.0, 0.5, 2.0)}, "y": {"a": (3.0, 3.0, 3.5), "b": (-1.0, -2.0, 0.0)}}
+    figure = plotting.intervals(groups, xlabel="r")
+    (ax,) = figure.axes
+    ends = np.concatenate([np.sort(np.array(c.get_segments())[..., 0]) for c in ax.collections])
+    np.testing.assert_allclose(ends, [(0.5, 2.0), (3.0, 3.5), (-2.0, 0.0)])
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["x", "y"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b"]
+    alone = plotting.intervals({"x": {"a": (1.0, 0.5, 2.0)}})
+    assert not alone.legends
+
+
+def test_layer_bars_have_their_heights_and_spread():
+    of = {"q": {"LoRA": ([1.0, 2.0], [0.5, 1.5], [1.5, 3.0])}, "v": {"LoRA": ([3.0, 4.0],) * 3}}
+    figure = plotting.layer_bars(of, ylabel="ΔD")
+    heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes]
+    assert heights == [[1.0, 2.0], [3.0, 4.0]]
+    spread = np.array(figure.axes[0].collections[0].get_segments())[..., 1]
+    np.testing.assert_allclose(spread, [(0.5, 1.5), (1.5, 3.0)])
+
+
+def test_the_vectors_of_a_matrix():
+    x, y = RNG.uniform(size=(2, 9))
+    figure = plotting.within_matrix({"LoRA": (x, y, LINE), "DoRA": (x, y, None)})
+    first, second = figure.axes
+    np.testing.assert_allclose(first.lines[0].get_data(), (x, y))
+    assert first.get_title(loc="left") == "LoRA: r = -0.50" and len(first.lines) == 2
+    assert second.get_title(loc="left") == "DoRA" and len(second.lines) == 1
