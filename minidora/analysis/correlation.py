@@ -61,7 +61,8 @@ def correlate(x: Array, y: Array) -> Correlation:
         return Correlation(*[math.nan] * 3, n, *[math.nan] * 3)
     r = min(1.0, max(-1.0, xy / math.sqrt(xx * yy)))
     slope = xy / xx
-    return Correlation(r, *_fisher(r, n), n, spearman(x, y), slope, y.mean() - slope * x.mean())
+    intercept = float(y.mean() - slope * x.mean())
+    return Correlation(r, *_fisher(r, n), n, spearman(x, y), slope, intercept)
 
 
 def _fisher(r: float, n: int) -> tuple[float, float]:

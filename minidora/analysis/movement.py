@@ -69,8 +69,8 @@ def right_angle_growth(before: Array, turn: Array) -> Array:
     cos = before / after, so the growth is before / (1 - turn) - before. Vectors turned by a right
     angle or more, which no such update can do, give inf.
 
-    >>> float(right_angle_growth(np.array(3.0), np.array(0.4)))
-    2.0
+    >>> right_angle_growth(np.array([4.0]), np.array([0.5]))
+    array([4.])
     """
     before, turn = np.asarray(before, np.float64), np.asarray(turn, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
