@@ -88,7 +88,7 @@ class Witness:
     gradients: Callable[[Function, Case, dict], dict] | None
     missing: str = ""
     tolerance: float | None = None  # None: by dtype
-    networks: bool = True  # PyTorch's twins of the networks stand in the tests
+    only: tuple[str, ...] = ("lora", "dora", "network")  # PyTorch's networks stand in the tests
 
 
 def _central(function: Function, case: Case, mode: dict) -> dict:
@@ -133,20 +133,26 @@ def _torch_witnesses(device: str) -> list[Witness]:
     import torch
 
     from . import oracle_torch
+    from .pytorch import witness
 
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise ValueError("device: expected a CUDA device for 'cuda', PyTorch sees none; use 'cpu'")
     devices = {"cpu": ["cpu"], "cuda": ["cuda"], "auto": ["cpu", "cuda"] if cuda else ["cpu"]}
 
-    def on(where):
+    def on(where, name, module, only):
         def by_torch(function, case, mode):
-            gradients = getattr(oracle_torch, f"{function.witness}_gradients")
+            gradients = getattr(module, f"{function.witness}_gradients")
             return gradients(case.dy, case.inputs, case.settings, **mode, device=where)
 
-        return Witness(f"torch {where}", by_torch, networks=False)
+        return Witness(f"{name} {where}", by_torch, only=only)
 
-    return [on(where) for where in devices[device]]
+    found = []
+    for where in devices[device]:
+        found.append(on(where, "torch", oracle_torch, ("lora", "dora")))
+        # not independent of a derivation, but of the code: DoRA for PyTorch against DoRA for NumPy
+        found.append(on(where, "minidora.pytorch", witness, ("dora",)))
+    return found
 
 
 @dataclass
@@ -211,7 +217,7 @@ def run(*, device: str = "auto", dtype: str = "float64", seed: int = 0) -> Resul
             for norm_grad in function.norm_grads:
                 mode = {} if norm_grad is None else {"norm_grad": norm_grad}
                 for witness in present:
-                    if witness.networks or function.witness != "network":
+                    if function.witness in witness.only:
                         lines = _lines(function, axis, mode, witness, cases, dtype)
                         result.lines.extend(lines)
     return result

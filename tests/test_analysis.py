@@ -143,10 +143,27 @@ def test_errors():
 
 
 def independent(W0, W, norm_axis):
-    """Growth and turn of every vector, by np.linalg and the arc cosine's way round."""
-    a, b = (np.asarray(M, np.longdouble) for M in (rows(W0, norm_axis), rows(W, norm_axis)))
-    la, lb = (np.sqrt((M * M).sum(1)) for M in (a, b))
-    return (lb - la).astype(float), (1 - (a * b).sum(1) / (la * lb)).astype(float)
+    """Growth and turn of every vector, as Eq. 3 and 4 say."""
+    a, b = (np.asarray(M, np.float64) for M in (rows(W0, norm_axis), rows(W, norm_axis)))
+    la, lb = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    return lb - la, 1 - (a * b).sum(1) / (la * lb)
+
+
+def to_forty_digits(W0, A, B, norm_axis):
+    """Growth and turn from W0 to W0 + B @ A, by mpmath."""
+    mp = pytest.importorskip("mpmath").mp.clone()
+    mp.dps = 40
+    W0, A, B = (mp.matrix(np.asarray(M, float).tolist()) for M in (W0, A, B))
+    W = W0 + B * A
+    if norm_axis == "per_input":
+        W0, W = W0.T, W.T
+    growth, turn = [], []
+    for i in range(W.rows):
+        w0, w = W0[i, :], W[i, :]
+        n0, n = mp.norm(w0), mp.norm(w)
+        growth.append(float(n - n0))
+        turn.append(float(1 - (w0 * w.T)[0] / (n0 * n)))
+    return growth, turn
 
 
 @pytest.mark.parametrize("norm_axis", AXES)
@@ -194,13 +211,27 @@ def test_an_adapters_changes_where_it_nearly_cancels_w0_or_w0_is_zero(norm_axis)
     assert got.turn[3] == 1 and got.growth[3] == 1
 
 
+@pytest.mark.parametrize("norm_axis", AXES)
+def test_small_changes_keep_their_digits(norm_axis):
+    rng = np.random.default_rng(5)
+    W0, A = rng.normal(size=(5, 8)), rng.normal(size=(2, 8))
+    B = 1e-6 * rng.normal(size=(5, 2))
+    growth, turn = to_forty_digits(W0, A, B, norm_axis)
+    got = analysis.adapter_changes(W0, A, B, 1.0, norm_axis=norm_axis)
+    np.testing.assert_allclose(got.turn, turn, rtol=1e-9)
+    np.testing.assert_allclose(got.growth, growth, rtol=1e-9, atol=1e-20)
+    dense = analysis.changes(W0, W0 + B @ A, norm_axis)  # W itself holds B @ A to ten digits
+    np.testing.assert_allclose(dense.turn, turn, rtol=1e-6)  # 1 - cos would have four
+    np.testing.assert_allclose(dense.growth, growth, atol=1e-14)
+
+
 def test_small_changes_keep_their_digits_in_float32():
     rng = np.random.default_rng(5)
     W0 = rng.normal(size=(5, 40)).astype(np.float32)
     A, B = rng.normal(size=(2, 40)).astype("f4"), (1e-5 * rng.normal(size=(5, 2))).astype("f4")
-    growth, turn = independent(W0, W0.astype(np.longdouble) + B.astype(float) @ A, "per_output")
+    growth, turn = to_forty_digits(W0, A, B, "per_output")
     got = analysis.adapter_changes(W0, A, B, 1.0)
-    assert turn.max() < 1e-8  # below what float32 can take from 1
+    assert max(turn) < 1e-8  # below what float32 can take from 1
     np.testing.assert_allclose(got.turn, turn, rtol=1e-5)
     np.testing.assert_allclose(got.growth, growth, rtol=1e-6, atol=1e-15)
 
@@ -292,6 +323,8 @@ def test_correlate_equals_scipys():
 def test_correlate_where_it_has_nothing_to_say():
     flat = analysis.correlate(np.full(5, 0.1), np.arange(5.0))
     assert np.isnan([flat.r, flat.low, flat.spearman, flat.slope]).all() and flat.n == 5
+    rounding = np.array([0.1 + 0.2, 0.3, 0.1 + 0.2, 0.3])  # apart by one rounding
+    assert np.ptp(rounding) > 0 and np.isnan(analysis.correlate(rounding, np.arange(4.0)).r)
     few = analysis.correlate(np.arange(3.0), np.array([0.0, 2.0, 1.0]))
     assert np.isnan([few.low, few.high]).all() and few.r == pytest.approx(0.5)
     with pytest.raises(ValueError, match="x: expected two points or more, got 1"):
@@ -323,6 +356,18 @@ def test_bootstrap_covers_the_mean_as_often_as_it_says():
     assert (found.mean, found.n, found.sd) == (3.0, 3, pytest.approx(np.std([1, 2, 6], ddof=1)))
     assert found == analysis.bootstrap_mean(values) and 1 <= found.low < 3 < found.high <= 6
     assert analysis.bootstrap_mean([np.nan]).n == 0
+
+
+def test_students_interval():
+    pytest.importorskip("scipy", exc_type=ImportError)
+    found = analysis.student_mean([1.0, 2.0, np.nan, 3.0, 4.0, 5.0])
+    half = 2.776445 * np.std([1, 2, 3, 4, 5], ddof=1) / np.sqrt(5)  # t of 4 degrees, 97.5 %
+    assert (found.mean, found.n) == (3.0, 5)
+    assert (found.low, found.high) == (pytest.approx(3 - half), pytest.approx(3 + half))
+    rng = np.random.default_rng(10)
+    means = [analysis.student_mean(rng.normal(size=5)) for _ in range(400)]
+    assert 0.92 < np.mean([m.low < 0 < m.high for m in means]) < 0.98
+    assert np.isnan(analysis.student_mean([1.0]).low) and analysis.student_mean([]).n == 0
 
 
 def test_correlations_in_four_ways_by_hand():

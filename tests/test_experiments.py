@@ -7,8 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidora import nn
-from minidora.experiments import configs, networks, runs, store, summaries, tables, verify
+from minidora import nn, training
+from minidora.experiments import (
+    configs,
+    networks,
+    runs,
+    store,
+    summaries,
+    tables,
+    verify,
+    watching,
+)
 from minidora.experiments.__main__ import main
 
 MISSING = [name for name in ("tqdm", "sklearn", "safetensors", "scipy") if not find_spec(name)]
@@ -75,6 +84,29 @@ def test_a_killed_run_keeps_its_finished_seeds(tiny_sweep, tmp_path, monkeypatch
     assert measured == [2] * 4
 
 
+@pytest.mark.parametrize("during", ["pretraining", "tuning"])
+def test_ctrl_c_in_the_midst_of_training_leaves_nothing_half_trained(during, tmp_path, monkeypatch):
+    folder = tmp_path / "bases"
+    adapt = {"method": "lora", "targets": ["q"], "rank": 2}
+    settings = {"adapt": adapt, "rate": 1e-2}
+    if during == "tuning":
+        networks.pretrained(TINY, 0, folder)
+
+    def pressed(self, params, grads, rate):
+        if self.steps == 2:
+            raise KeyboardInterrupt  # as Ctrl-C does, which `fit` catches to return what there is
+        stepped(self, params, grads, rate)
+
+    stepped = training.AdamW.step
+    monkeypatch.setattr(training.AdamW, "step", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        runs.measure(TINY, settings, 0, folder)
+    monkeypatch.setattr(training.AdamW, "step", stepped)
+    assert (not folder.exists() or not any(folder.iterdir())) == (during == "pretraining")
+    fresh = runs.measure(TINY, settings, 0, folder)
+    assert fresh == runs.measure(TINY, settings, 0, tmp_path / "other")
+
+
 def test_processes_give_what_one_process_gives(tiny_sweep, tmp_path):
     one = store.run("sweep", tmp_path / "one.json", progress=False)
     two = store.run("sweep", tmp_path / "two.json", jobs=2, progress=False)
@@ -123,8 +155,15 @@ def test_the_rate_is_chosen_on_one_split_and_the_loss_reported_on_the_other():
     assert (found["rate"], found["test"]["mean"], found["each seed"]) == (2, 6.0, [5.0, 7.0])
     assert found["test by rate"] == [[1.0, 5.0, None], [1.0, 7.0, 0.1]]
     assert found["at the edge"] is False
-    other = {"each seed": [4.0, 7.0]}
-    assert summaries.difference(found, other).mean == 0.5
+    less = summaries.difference(found, {"each seed": [4.0, 8.0]})  # within seeds: +1 and -1
+    assert less.mean == 0 and less.high == pytest.approx(12.706205, rel=1e-5)
+    config["runs"] |= {"b1": {"group": "b", "rate": 1}}
+    config["against"] = {"a": "b"}
+    for runs_of_seed, loss in zip(seeds.values(), (4.5, 6.0), strict=True):
+        runs_of_seed["b1"] = result(1.0, loss)
+    found = summaries.summary("sweep", config, seeds)
+    assert found["a"]["against"] == "b" and found["a"]["difference"]["mean"] == 0.75
+    assert "difference" not in found["b"] and "+0.750 [" in tables.by_rate(found)
 
 
 def test_figure_3_compares_where_the_losses_meet():
@@ -186,6 +225,21 @@ def test_gradients_are_watched_at_the_start_and_the_end(tmp_path):
     # Eq. 11 only scales each vector's gradient, so its covariance has the same shape
     assert start["detached"]["effective rank ratio"] == pytest.approx(1, abs=1e-4)
     assert start["exact"]["effective rank ratio"] != pytest.approx(1, abs=1e-4)
+
+
+def test_rows_and_neurons_without_a_gradient_do_not_count():
+    rng = np.random.default_rng(0)
+    base = nn.MLP.init((6, 5), rng, dtype=np.float64)
+    model = nn.adapt(base, "dora", "layers.0", rank=2, rng=rng)
+    layer = watching.Watched(model.layers[0])
+    layer.x, layer.dy = rng.normal(size=(12, 6)), rng.normal(size=(12, 5))
+    layer.dy[:, 1] = 0  # a neuron that is off
+    plain = watching._figures(layer, 8)
+    assert plain["spearman"]["one vector"] == -1
+    layer.x = np.insert(layer.x, [0, 3, 3], 7.0, axis=0)  # padding
+    layer.dy = np.insert(layer.dy, [0, 3, 3], 0.0, axis=0)
+    assert watching._figures(layer, 8) == plain
+    assert watching._figures(layer, 7) != plain
 
 
 def test_a_run_that_diverges_says_so(tmp_path):

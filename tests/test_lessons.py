@@ -139,12 +139,12 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
     ],
     "09_magnitude_direction": [
         [
-            "def delta(W0, W):\n    m0, m = np.linalg.norm(W0, axis=1), np.linalg.norm(W, axis=1)\n"
-            "    return (m - m0).mean(), (1 - (W * W0).sum(1) / (m * m0)).mean()",
-            "def delta(W0, W):\n    m0, m = np.linalg.norm(W0, axis=1), np.linalg.norm(W, axis=1)\n"
-            "    return np.abs(m - m0).mean(), ((W * W0).sum(1) / (m * m0)).mean()",
+            "def delta(W0, W):\n    m0, m = np.linalg.norm(W0, axis=0), np.linalg.norm(W, axis=0)\n"
+            "    return (m - m0).mean(), (1 - (W * W0).sum(0) / (m * m0)).mean()",
+            "def delta(W0, W):\n    m0, m = np.linalg.norm(W0, axis=0), np.linalg.norm(W, axis=0)\n"
+            "    return np.abs(m - m0).mean(), ((W * W0).sum(0) / (m * m0)).mean()",
             "def delta(W0, W):\n"
-            "    found = analysis.changes(W0, W, 'per_input')\n    return found.dM, found.dD",
+            "    found = analysis.changes(W0, W, 'per_output')\n    return found.dM, found.dD",
         ],
         [
             "def equalised(W0, W):\n    n = np.linalg.norm(W, axis=1, keepdims=True)\n"

@@ -14,6 +14,7 @@ from .correlation import (
     correlations,
     least_significant,
     spearman,
+    student_mean,
 )
 from .gradients import (
     CovarianceStats,
@@ -58,4 +59,5 @@ __all__ = [
     "right_angle_growth",
     "scenarios",
     "spearman",
+    "student_mean",
 ]

@@ -119,6 +119,24 @@ def bootstrap_mean(values: Sequence[float], *, draws: int = 10_000, seed: int = 
     return Interval(float(values.mean()), float(low), float(high), float(sd), n)
 
 
+def student_mean(values: Sequence[float]) -> Interval:
+    """Mean over seeds with Student's 95 % interval, for few seeds and about normal values.
+
+    A bootstrap over five values covers the mean in some 83 % of cases instead of 95. NaN values are
+    left out and not counted; needs SciPy.
+    """
+    from scipy.special import stdtrit
+
+    values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values)]
+    n = len(values)
+    if n < 2:
+        return Interval(float(values.mean()) if n else math.nan, math.nan, math.nan, math.nan, n)
+    mean, sd = float(values.mean()), float(values.std(ddof=1))
+    half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, sd, n)
+
+
 def correlations(
     steps: Sequence[int], dM: Array, dD: Array, *, checkpoints: int = 4, late: float = 0.75
 ) -> dict[str, list[Correlation]]:

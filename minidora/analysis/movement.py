@@ -179,7 +179,8 @@ def _from_products(W0_sq: Array, D_W0: Array, D_sq: Array, m: Array | None) -> C
     before = np.sqrt(W0_sq)
     c0 = np.where(before > 0, before, 1)
     after = np.sqrt(np.maximum(W0_sq + 2 * D_W0 + D_sq, 0))
-    # v = (c0 + along) w0 / c0 + aside, at a right angle; then ‖v‖ - (c0 + along) has its digits
+    # v = (c0 + along) w0 / c0 + aside, at a right angle: ‖v‖² - (c0 + along)² is ‖aside‖², and so
+    # 1 - cos = aside² / (‖v‖ (‖v‖ + c0 + along)), with no difference of near-equal numbers
     along = D_W0 / c0
     aside_sq = np.maximum(D_sq - along * along, 0)
     ahead = before + along  # c cos
@@ -187,7 +188,6 @@ def _from_products(W0_sq: Array, D_W0: Array, D_sq: Array, m: Array | None) -> C
     with np.errstate(divide="ignore", invalid="ignore"):
         turn = np.where(ahead > 0, aside_sq / (total * (total + ahead)), 1 - ahead / total)
         growth = np.where(before > 0, (2 * D_W0 + D_sq) / (after + before), after)
-    turn = np.where((before > 0) & (after > 0), turn, 1.0)
     return _scaled(Changes(before, growth, turn), m, slice(None))
 
 
@@ -197,8 +197,7 @@ def _scaled(of_V: Changes, m: Array | None, chosen) -> Changes:
         return of_V
     m = cast(m[chosen], np.float64)
     turn = np.where(m > 0, of_V.turn, np.where(m < 0, 2 - of_V.turn, 1.0))
-    lost = (of_V.before == 0) | (of_V.before + of_V.growth == 0)
-    return Changes(of_V.before, np.abs(m) - of_V.before, np.where(lost, 1.0, turn))
+    return Changes(of_V.before, np.abs(m) - of_V.before, turn)
 
 
 def equal_lengths(W0: Array, W: Array, norm_axis: str) -> Array:

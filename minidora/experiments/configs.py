@@ -75,16 +75,18 @@ def figure3(short: bool = False) -> dict:
 def sweep(short: bool = False) -> dict:
     """Method × rank × learning rate."""
     rates = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 16e-2)
-    runs = {}
+    runs, against = {}, {}
     for name, adapt in METHODS.items():
         for rank in (1, 2, 4, 8, 16) if name != "FT" else ():
             low = {**adapt, "targets": list(QV), "rank": rank, "alpha": 2 * rank}
             runs |= _rates(f"{name}, rank {rank}", "transformer", low, rates)
-    return _five_seeds(runs, short)
+            if name != "LoRA":
+                against[f"{name}, rank {rank}"] = f"LoRA, rank {rank}"
+    return _five_seeds(runs, short, against)
 
 
 def granularity(short: bool = False) -> dict:
-    """Table 6: magnitudes everywhere, directions on q, k and v alone; magnitudes alone."""
+    """Table 6: magnitudes everywhere, directions on q, k and v alone; other choices of layers."""
     low = {"rank": 4, "alpha": 8}
     rest = {"up": "magnitude", "down": "magnitude"}
     choices = {
@@ -103,7 +105,19 @@ def granularity(short: bool = False) -> dict:
         runs |= _rates(name, "transformer", adapt, (5e-3, 1e-2, 2e-2, 4e-2, 8e-2))
     alone = {"method": "magnitude", "targets": ["q", "k", "v", "o", "up", "down"]}
     runs |= _rates("m alone, of all six", "transformer", alone, (2e-2, 4e-2, 8e-2, 16e-2, 32e-2))
-    return _five_seeds(runs, short)
+    first = {"method": "lora", "targets": alone["targets"], "rank": 1, "alpha": 2}
+    runs |= _rates(
+        "LoRA of rank 1 on all six", "transformer", first, (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+    )
+    baseline = "LoRA on q, k, v, up, down"
+    against = {run["group"]: baseline for run in runs.values() if run["group"] != baseline}
+    for target in QV:  # which of the two cannot stand a rate that is too high?
+        record = {"transformer": {"targets": [target], "times": 4}}
+        for name, adapt in BOTH.items():
+            one = {**adapt, "targets": [target], **low}
+            rates = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 16e-2)
+            runs |= _rates(f"{name} on {target}", "transformer", one, rates, record)
+    return _five_seeds(runs, short, against)
 
 
 def sample_size(short: bool = False) -> dict:
@@ -115,7 +129,10 @@ def sample_size(short: bool = False) -> dict:
             rates = (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
             group = f"{name}, {part:g} of the data"
             runs |= _rates(group, "transformer", {**adapt, **low}, rates, fraction=part)
-    return _five_seeds(runs, short)
+    parts = [
+        name.removeprefix("DoRA") for name in (r["group"] for r in runs.values()) if "DoRA" in name
+    ]
+    return _five_seeds(runs, short, {f"DoRA{part}": f"LoRA{part}" for part in parts})
 
 
 def detach(short: bool = False) -> dict:
@@ -133,7 +150,8 @@ def detach(short: bool = False) -> dict:
             every = {**METHODS[name], "rank": 8, "alpha": 16}
             rates = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
             runs |= _rates(f"digits {work}, {name}", "mlp", every, rates, record, task=work)
-    return _five_seeds(runs, short)
+    exact = {run["group"] for run in runs.values() if "norm_grad" not in run["adapt"]}
+    return _five_seeds(runs, short, {group: f"{group} detached" for group in sorted(exact)})
 
 
 def gradients(short: bool = False) -> dict:
@@ -155,13 +173,15 @@ def _rates(group, network, adapt, rates, record=None, **more) -> dict[str, dict]
     }
 
 
-def _five_seeds(runs: dict, short: bool) -> dict:
+def _five_seeds(runs: dict, short: bool, against: dict | None = None) -> dict:
+    """against: for groups of `summaries.by_rate`, the group to take the difference from."""
     if short:
         raise ValueError("--short: expected figure2, the only experiment with a short form")
     return {
         "networks": {"transformer": TRANSFORMER, "mlp": MLP},
         "runs": runs,
         "seeds": {"transformer": 5, "mlp": 5},
+        "against": against or {},
     }
 
 

@@ -111,8 +111,11 @@ def pretrained(network: dict, seed: int, folder: Path | None = None) -> Layer:
 def train(
     model: Layer, network: dict, on: Task, steps: int, rate: float, rng, optimizer, **more
 ) -> training.History:
-    """Train what trains; the rate rises over a tenth of the steps, then falls in a line."""
-    return training.fit(
+    """Train what trains; the rate rises over a tenth of the steps, then falls in a line.
+
+    Raises KeyboardInterrupt where `fit` was interrupted: half a training is no result.
+    """
+    history = training.fit(
         model,
         on.loss,
         data.batches(on.train, network["batch"], rng),
@@ -123,3 +126,6 @@ def train(
         progress=False,
         **more,
     )
+    if history.interrupted:
+        raise KeyboardInterrupt
+    return history

@@ -42,6 +42,8 @@ def versions() -> dict[str, str]:
 
 def read(path: Path) -> dict:
     """The results in a file. Raises ValueError that names the file where it holds none."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: expected a file of results, found none")
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -68,6 +70,7 @@ def run(
     ValueError where `path` holds results of another configuration.
     """
     path = Path(path)
+    positive_int("jobs", jobs)
     if not path.parent.is_dir():
         raise ValueError(f"--out: expected a file in a folder that exists, got {path}")
     config = json.loads(json.dumps(EXPERIMENTS[experiment](short)))  # as the file will hold it
@@ -156,7 +159,7 @@ def runs_of(config: dict, seed: int) -> list[str]:
 def _figures(config, wanted, folder, jobs) -> Iterator[tuple[int, str, dict]]:
     """(seed, run, its figures), in one process or, in any order, in several."""
     tasks = [(config, seed, name, folder) for seed, names in wanted.items() for name in names]
-    if positive_int("jobs", jobs) == 1:
+    if jobs == 1:
         yield from map(_one, tasks)
         return
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}

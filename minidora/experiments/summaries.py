@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..analysis import WAYS, Interval, bootstrap_mean, correlations
+from ..analysis import WAYS, Interval, bootstrap_mean, correlations, student_mean
 from .runs import rounded
 
 
@@ -162,7 +162,11 @@ def by_rate(config: dict, seeds: dict) -> dict:
     groups: dict[str, list[str]] = {}
     for name, settings in config["runs"].items():
         groups.setdefault(settings["group"], []).append(name)
-    return {group: _best(config, seeds, names) for group, names in groups.items()}
+    found = {group: _best(config, seeds, names) for group, names in groups.items()}
+    for group, baseline in config.get("against", {}).items():
+        found[group]["against"] = baseline
+        found[group]["difference"] = difference(found[group], found[baseline])._asdict()
+    return found
 
 
 def _best(config: dict, seeds: dict, names: list[str]) -> dict:
@@ -190,6 +194,13 @@ def _best(config: dict, seeds: dict, names: list[str]) -> dict:
         "test by rate": losses["test"].T.tolist(),
     }
     if "recording" in chosen[0]:
+        found["growth by rate"] = [
+            [
+                np.mean(r["recording"]["growth"][-1]) if "recording" in r else np.nan
+                for r in of(seeds, name)
+            ]
+            for name in names
+        ]
         for key in ("dM", "dD"):
             found[key] = interval([np.mean(r["recording"][key][-1]) for r in chosen])
         found["within matrix"] = interval([_mean(r["recording"]["within_r"]) for r in chosen])
@@ -197,8 +208,11 @@ def _best(config: dict, seeds: dict, names: list[str]) -> dict:
 
 
 def difference(ours: dict, theirs: dict) -> Interval:
-    """Of two groups of `by_rate`: ours less theirs, seed by seed, at each one's chosen rate."""
-    return bootstrap_mean(np.subtract(ours["each seed"], theirs["each seed"]))
+    """Of two groups of `by_rate`: ours less theirs, seed by seed, at each one's chosen rate.
+
+    The interval is Student's: a bootstrap over five seeds would be too narrow.
+    """
+    return student_mean(np.subtract(ours["each seed"], theirs["each seed"]))
 
 
 def gradients(config: dict, seeds: dict) -> dict:

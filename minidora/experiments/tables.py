@@ -21,6 +21,14 @@ def shown(interval: dict, digits: int = 2) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def signed(interval: dict, digits: int = 3) -> str:
+    """A difference with its interval, such as "+0.032 [+0.026, +0.036]"; no minus before a zero."""
+    mean, low, high = (f"{interval[key]:+.{digits}f}" for key in ("mean", "low", "high"))
+    zeros = {f"-{0:.{digits}f}": f"+{0:.{digits}f}"}
+    mean, low, high = (zeros.get(text, text) for text in (mean, low, high))
+    return f"{mean} [{low}, {high}]"
+
+
 def figure2(summary: dict) -> str:
     """Correlations by run and layers, in five ways."""
     ways = ("pooled", "late", "within step", "within layer", "within matrix")
@@ -52,8 +60,8 @@ def figure3(summary: dict) -> str:
                 means = [v["mean"] for path, v in found[key].items() if path.endswith("." + module)]
                 cells.append(f"{sum(means) / len(means):.4f}")
             rows.append([f"{'ΔM' if key == 'dM' else 'ΔD'} of {module}", *cells])
-    for key, digits in (("step", 0), ("loss", 3)):
-        rows.append([f"{key} reached", *[shown(found[key], digits) for found in runs.values()]])
+    for key, label, digits in (("step", "step", 0), ("loss", "validation loss", 3)):
+        rows.append([f"{label} reached", *[shown(found[key], digits) for found in runs.values()]])
     ratios = ", ".join(f"{key} {shown(v)}" for key, v in summary["DoRA over LoRA"].items())
     return f"{markdown(['mean over layers', *runs], rows)}\n\nDoRA over LoRA: {ratios}"
 
@@ -61,13 +69,19 @@ def figure3(summary: dict) -> str:
 def by_rate(summary: dict) -> str:
     """Loss at the rate chosen, for each group."""
     rows = []
+    compared = any("difference" in found for found in summary.values())
+    moved = [key for key in ("dM", "dD") if any(key in found for found in summary.values())]
     for group, found in summary.items():
         edge = " (edge)" if found["at the edge"] else ""
         row = [group, f"{found['trained']:,}", f"{found['rate']:g}{edge}"]
         row += [shown(found["test"], 3), f"{100 * found['accuracy']['mean']:.1f} %"]
-        rows.append(row + [shown(found[key], 4) for key in ("dM", "dD") if key in found])
+        if compared:
+            less = found.get("difference")
+            row += [f"{signed(less)}", found["against"]] if less else ["-", "-"]
+        rows.append(row + [shown(found[key], 4) if key in found else "-" for key in moved])
     head = ["group", "numbers trained", "rate chosen", "test loss", "accuracy"]
-    return markdown(head + ["ΔM", "ΔD"][: len(rows[0]) - len(head)], rows)
+    head += ["loss less another's, within seeds", "that other"] if compared else []
+    return markdown(head + [{"dM": "ΔM", "dD": "ΔD"}[key] for key in moved], rows)
 
 
 def gradients(summary: dict) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import pyplot as plt
 
-from .style import BLUE, GREEN, GREY, MARKERS, ORANGE, PALETTE, PURPLE
+from .style import BLUE, GREEN, GREY, MARKERS, ORANGE, PALETTE, PURPLE, places_of
 from .style import figure as opened
 
 
@@ -104,17 +104,25 @@ def curves(
     ylabel="",
     log="",
     markers=True,
+    order: Sequence[str] = (),
 ):
     """One line for each series. lines: {label: (x, y)}; log: any of "x", "y", "xy".
+
+    order: labels that take the first colours in turn, drawn or not, so that a series keeps its own
+    from figure to figure.
 
     A y of shape (seeds, len(x)) becomes its mean, in a band from the smallest to the largest.
     """
     with opened() as (figure, ax):
-        for i, (label, (x, y)) in enumerate(lines.items()):
+        places = places_of(lines, order)
+        for label, (x, y) in lines.items():
+            i = places[label]
             marker = MARKERS[i % len(MARKERS)] if markers else None
-            dashes = "-" if markers else ("-", "--", "-.", ":")[i % 4]
+            dashes = ("-", "--", "-.", ":")[i % 4]
             if np.ndim(y) == 2:
-                ax.fill_between(x, np.min(y, 0), np.max(y, 0), color=PALETTE[i], alpha=0.2, lw=0)
+                ax.fill_between(
+                    x, np.min(y, 0), np.max(y, 0), color=PALETTE[i % 7], alpha=0.2, lw=0
+                )
                 y = np.mean(y, 0)
             dashes = "none" if np.ptp(x) == 0 else dashes  # points above one another, not a line
             ax.plot(x, y, ls=dashes, marker=marker, ms=5, color=PALETTE[i % 7], label=label)
@@ -127,7 +135,9 @@ def curves(
         if "y" in log:
             ax.set_yscale("log")
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        if len(lines) > 1:
+        if len(lines) > 4:
+            figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+        elif len(lines) > 1:
             ax.legend()
     return figure
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import pyplot as plt
 
-from .style import GREY, MARKERS, PALETTE
+from .style import GREY, MARKERS, PALETTE, places_of
 from .style import figure as opened
 
 
@@ -53,18 +53,16 @@ def magnitude_direction(
 
 
 def intervals(
-    groups: Mapping[str, Mapping[str, tuple]], *, xlabel="", title="", lines: Sequence[float] = ()
+    groups: Mapping[str, Mapping[str, tuple]], *, xlabel="", title="", order: Sequence[str] = ()
 ):
     """Means with intervals, a row for each group and in it a point for each series.
 
-    groups: {group: {series: (mean, low, high)}}; NaN is left out. lines: where to draw a vertical
-    line, besides the one at zero.
+    groups: {group: {series: (mean, low, high)}}; NaN is left out. order: as for `curves`.
     """
     series = list(dict.fromkeys(name for found in groups.values() for name in found))
+    places = places_of(series, order)
     with opened(size=(6.4, 0.9 + 0.2 * len(series) * len(groups))) as (figure, ax):
         ax.axvline(0, color="#bbbbbb", zorder=0, lw=1)
-        for at in lines:
-            ax.axvline(at, color=GREY, zorder=0, lw=1, ls=":")
         for k, name in enumerate(series):
             rows = [(i, found[name]) for i, found in enumerate(groups.values()) if name in found]
             at = np.array([i + 0.75 * ((k + 0.5) / len(series) - 0.5) for i, _ in rows])
@@ -74,13 +72,13 @@ def intervals(
                 at,
                 xerr=np.maximum([mean - low, high - mean], 0),
                 ls="",
-                marker=MARKERS[k % 7],
-                color=PALETTE[k % 7],
+                marker=MARKERS[places[name] % 7],
+                color=PALETTE[places[name] % 7],
                 ms=5,
                 label=name,
             )
         ax.set_yticks(range(len(groups)), groups)
-        ax.invert_yaxis()
+        ax.set_ylim(len(groups) - 0.4, -0.6)
         ax.set(xlabel=xlabel, title=title)
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
@@ -94,7 +92,8 @@ def layer_bars(panels: Mapping[str, Mapping[str, tuple]], *, layers=None, ylabel
 
     panels: {panel: {series: (means, lows, highs)}}, each (layers,).
     """
-    with opened(1, len(panels), (0.9 + 2.2 * len(panels), 2.9), squeeze=False) as (figure, axes):
+    size = (0.9 + 2.2 * len(panels), 2.9)
+    with opened(1, len(panels), size, squeeze=False, sharey=True) as (figure, axes):
         for ax, (name, series) in zip(axes[0], panels.items(), strict=True):
             width = 0.8 / len(series)
             for k, (label, (mean, low, high)) in enumerate(series.items()):
@@ -148,14 +147,17 @@ def growth(clouds: Mapping[str, tuple], *, title=""):
     with opened(1, columns, (3.1 * columns, 3.4), squeeze=False) as (figure, axes):
         for i, (name, (predicted, grown)) in enumerate(clouds.items()):
             ax = axes[0, i]
-            every = np.concatenate([np.ravel(predicted), np.ravel(grown), [0.0]])
-            pad = 0.05 * np.ptp(every)
-            line = [every.min() - pad, every.max() + pad]
-            ax.plot(line, line, color=GREY, lw=1, label="update at a right angle")
+            ends = [(min(np.min(v), 0), max(np.max(v), 0)) for v in (predicted, grown)]
+            across, up = (
+                (low - 0.06 * (high - low), high + 0.06 * (high - low)) for low, high in ends
+            )
+            ax.plot(across, across, color=GREY, lw=1, label="update at a right angle")
             ax.axhline(0, color="#dddddd", zorder=0)
             ax.plot(predicted, grown, MARKERS[i], ms=4, alpha=0.7, color=PALETTE[i])
-            ax.set(title=name, xlabel="predicted: m / (1 − ΔD) − m", xlim=line, ylim=line)
+            ax.set(title=name, xlabel="predicted: m / (1 − ΔD) − m", xlim=across, ylim=up)
         axes[0, 0].set_ylabel("measured growth of ‖w‖")
-        axes[0, 0].legend(loc="best", fontsize=8)
+        figure.legend(
+            *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=9
+        )
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure

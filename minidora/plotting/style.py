@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; every series al
 marker or position. The paper stays white, so a figure reads the same in a dark notebook.
 """
 
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 
 from matplotlib import pyplot as plt
@@ -22,6 +23,12 @@ STYLE = {
     "legend.frameon": False,
     "font.size": 10,
 }
+
+
+def places_of(labels: Iterable[str], order: Sequence[str]) -> dict[str, int]:
+    """{label: its place in the palette}: those in `order` first, the others after them."""
+    every = list(dict.fromkeys([*order, *labels]))
+    return {label: every.index(label) for label in labels}
 
 
 @contextmanager

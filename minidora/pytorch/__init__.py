@@ -1,0 +1,10 @@
+"""DoRA for PyTorch, CPU and GPU: a function and a drop-in layer, exact gradients at LoRA's memory.
+
+Independent of the NumPy modules, so that each can be held against the other. Needs PyTorch:
+`pip install "minidora[torch]"`.
+"""
+
+from .functional import dora, squared_norms
+from .module import DoRALinear, adapt_, merge_
+
+__all__ = ["DoRALinear", "adapt_", "dora", "merge_", "squared_norms"]

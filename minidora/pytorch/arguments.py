@@ -1,0 +1,92 @@
+"""What is checked before PyTorch's DoRA computes."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+AXES = ("per_output", "per_input")
+MODES = ("exact", "detached")
+
+
+class Call(NamedTuple):
+    """The arguments of one call, checked, in the dtypes to compute in."""
+
+    x: Tensor  # (n, d_in)
+    W0: Tensor  # (d_out, d_in)
+    A: Tensor  # (r, d_in)
+    B: Tensor  # (d_out, r)
+    mask: Tensor | None  # (n, d_in)
+    scale: float
+    eps: float
+
+
+def checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq) -> Call:
+    """Raise TypeError or ValueError that names what does not fit; cast x and W0 under autocast."""
+    for name, value, allowed in (("norm_axis", norm_axis, AXES), ("norm_grad", norm_grad, MODES)):
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+    given = {"x": x, "W0": W0, "A": A, "B": B, "m": m, "bias": bias, "mask": mask, "W0_sq": W0_sq}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        _floating(name, value)
+        if value.device != x.device:
+            raise ValueError(f"{name}: expected device {x.device}, like x, got {value.device}")
+    _shapes(given, norm_axis)
+    if W0.requires_grad:
+        raise ValueError("W0: expected a frozen weight, got one that requires a gradient")
+    x, W0 = _autocast(x, W0)
+    _dtypes({**given, "x": x, "W0": W0})
+    if mask is not None:
+        mask = mask.reshape(-1, W0.shape[1])
+    return Call(x.reshape(-1, W0.shape[1]), W0, A, B, mask, float(scale), float(eps))
+
+
+def _floating(name: str, value) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in DTYPES or value.is_quantized:
+        raise TypeError(f"{name}: expected a dtype among {DTYPES}, got {value.dtype}")
+
+
+def _shapes(given: dict[str, Tensor], norm_axis: str) -> None:
+    x, W0, A = given["x"], given["W0"], given["A"]
+    if W0.ndim != 2:
+        raise ValueError(f"W0: expected shape (d_out, d_in), got {tuple(W0.shape)}")
+    d_out, d_in = W0.shape
+    if x.ndim == 0 or x.shape[-1] != d_in:
+        raise ValueError(f"x: expected shape (..., {d_in}), got {tuple(x.shape)}")
+    if A.ndim != 2 or A.shape[1] != d_in:
+        raise ValueError(f"A: expected shape (r, {d_in}), got {tuple(A.shape)}")
+    vectors = d_out if norm_axis == "per_output" else d_in
+    expected = {
+        "B": (d_out, A.shape[0]),
+        "m": (vectors,),
+        "bias": (d_out,),
+        "mask": tuple(x.shape),
+        "W0_sq": (vectors,),
+    }
+    for name, shape in expected.items():
+        if name in given and tuple(given[name].shape) != shape:
+            found = tuple(given[name].shape)
+            raise ValueError(f"{name}: expected shape {shape}, {norm_axis}, got {found}")
+
+
+def _autocast(x: Tensor, W0: Tensor) -> tuple[Tensor, Tensor]:
+    """x and W0 as `torch.nn.functional.linear` would take them."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x, W0
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), W0.to(dtype)
+
+
+def _dtypes(given: dict[str, Tensor]) -> None:
+    dtype = given["W0"].dtype
+    if given["x"].dtype != dtype:
+        raise ValueError(f"x: expected dtype {dtype}, like W0, got {given['x'].dtype}")
+    allowed = {dtype, torch.promote_types(dtype, torch.float32)}
+    for name, value in given.items():
+        if value.dtype not in allowed:
+            raise ValueError(f"{name}: expected dtype {dtype} or float32, got {value.dtype}")
