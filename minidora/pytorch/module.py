@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from .arguments import DTYPES
 from .functional import EPS, dora, squared_norms
 
 
@@ -178,8 +179,11 @@ class DoRALinear(nn.Module):
 
 
 def _check_settings(base, rank, dropout, norm_axis, norm_grad) -> None:
-    if type(base) is not nn.Linear:
+    # a subclass with a forward of its own computes something else (quantised layers do)
+    if not isinstance(base, nn.Linear) or type(base).forward is not nn.Linear.forward:
         raise TypeError(f"base_layer: expected an nn.Linear, got a {type(base).__name__}")
+    if base.weight.dtype not in DTYPES:
+        raise TypeError(f"base_layer: expected a dtype among {DTYPES}, got {base.weight.dtype}")
     if not isinstance(rank, int) or rank < 1:
         raise ValueError(f"rank: expected a whole number above 0, got {rank!r}")
     if not 0 <= dropout < 1:
@@ -207,11 +211,7 @@ def adapt_(
     layers where a pattern fits none; the model is then as it was.
     """
     patterns = (targets,) if isinstance(targets, str) else tuple(targets)
-    linears = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
-    linears.pop("", None)  # the model itself cannot be swapped in place
-    inside = [n for n, layer in model.named_modules() if isinstance(layer, DoRALinear)]
-    for name in inside:
-        linears = {n: layer for n, layer in linears.items() if not n.startswith(f"{name}.")}
+    linears = _linears(model)
     chosen = {}
     for pattern in patterns:
         fits = [n for n in linears if fnmatchcase(n, pattern) or n.rpartition(".")[2] == pattern]
@@ -230,6 +230,16 @@ def adapt_(
         every = sum(p.numel() for p in model.parameters())
         print(f"trainable: {trained:,} of {every:,} ({100 * trained / every:.2f} %)")
     return trained
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers inside a model by name, those within a DoRALinear left out."""
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    found.pop("", None)  # the model itself cannot be swapped in place
+    for name, layer in model.named_modules():
+        if isinstance(layer, DoRALinear):
+            found = {n: linear for n, linear in found.items() if not n.startswith(f"{name}.")}
+    return found
 
 
 def merge_(model: nn.Module) -> int:
