@@ -4,6 +4,7 @@ In the solved run each exercise first gets its planted wrong answers, then its f
 """
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,19 @@ for package in ("matplotlib", "sklearn", "autograd", "ipykernel"):
 
 LESSONS = sorted((Path(__file__).parent.parent / "lessons").glob("*.ipynb"))
 by_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+
+NEEDS = {"11_pytorch": ("torch", "peft")}  # beyond what every lesson needs
+
+SCALE = """class Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, g):
+        ctx.save_for_backward(z, g)
+        return z * g
+
+    @staticmethod
+    def backward(ctx, dy):
+        z, g = ctx.saved_tensors
+        return """
 
 WRONG = {  # lesson: for each exercise, answers its checker must call wrong
     "01_decomposition": [
@@ -181,6 +195,20 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "    return gaps.mean(), gaps.std(ddof=1) / np.sqrt(len(gaps))",
         ],
     ],
+    "11_pytorch": [
+        [
+            SCALE + "dy * g, dy * z",
+            SCALE + "dy * g, (dy * z).mean(0)",
+            SCALE + "dy * z, (dy * g).sum(0)",
+            SCALE + "dy * g",
+            SCALE + "dy * g, None",
+        ],
+        [
+            "trainable = 32 * 2 * 16 * (4096 + 4096)",
+            "trainable = 32 * (16 * (4096 + 4096) + 4096)",
+            "trainable = 2 * 32 * 4096**2",
+        ],
+    ],
 }
 
 
@@ -196,6 +224,9 @@ def solution_code(cell):
 
 def execute(notebook, path):
     """Run all cells in a fresh kernel, in the lessons' folder, as Jupyter would."""
+    for package in NEEDS.get(path.stem, ()):
+        if not find_spec(package):
+            pytest.skip(f"{path.stem} needs {package}: pip install .[torch] peft")
     resources = {"metadata": {"path": str(path.parent)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
     return notebook

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .arguments import checked
+from .arguments import Call, checked
 
 EPS = 1e-12
+JOIN = 2  # times n at most d_out: then the r rows beside n go through W0 with them, read once
 FLOOR = 1e-6  # of the terms that cannot cancel in ‖v‖²; below, digits are lost
 
 
@@ -50,14 +51,21 @@ def dora(
     argument for shapes, dtypes or devices that do not fit, and for a W0 that requires a gradient.
     """
     call = checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
+    if torch.is_autocast_enabled(x.device.type):
+        # the norm and the products of rank r stay in float32
+        with torch.autocast(x.device.type, enabled=False):
+            y = _apply(call, m, bias, norm_axis, norm_grad, W0_sq)
+    else:
+        y = _apply(call, m, bias, norm_axis, norm_grad, W0_sq)
+    return y if y.ndim == x.ndim else y.reshape(*x.shape[:-1], W0.shape[0])
+
+
+def _apply(call: Call, m, bias, norm_axis, norm_grad, W0_sq) -> Tensor:
+    if W0_sq is None:
+        W0_sq = squared_norms(call.W0, norm_axis)
     function = _PerOutput if norm_axis == "per_output" else _PerInput
-    # the products of rank r below stay in float32 under autocast too
-    with torch.autocast(x.device.type, enabled=False):
-        if W0_sq is None:
-            W0_sq = squared_norms(call.W0, norm_axis)
-        settings = (call.scale, norm_grad == "exact", call.eps)
-        y = function.apply(call.x, call.W0, call.A, call.B, m, bias, call.mask, W0_sq, settings)
-    return y.reshape(*x.shape[:-1], W0.shape[0])
+    settings = (call.scale, norm_grad == "exact", call.eps)
+    return function.apply(call.x, call.W0, call.A, call.B, m, bias, call.mask, W0_sq, settings)
 
 
 def squared_norms(W0: Tensor, norm_axis: str) -> Tensor:
@@ -69,13 +77,49 @@ def squared_norms(W0: Tensor, norm_axis: str) -> Tensor:
 
 def _norm(W0_sq: Tensor, twice_inner: Tensor, own: Tensor, eps: float) -> Tensor:
     """‖v‖ of v = w0 + d from ‖w0‖², 2 d · w0 and ‖d‖², floored where they cancel."""
-    squares = torch.maximum(W0_sq + twice_inner + own, FLOOR * (W0_sq + own))
+    positive = W0_sq + own
+    squares = torch.maximum(positive + twice_inner, FLOOR * positive)
     return torch.sqrt(squares + eps * eps)
 
 
-def _high(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Each in float32 at least."""
-    return tuple(t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)
+def _as(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Each in that dtype, those that are left alone (a call costs more than asking)."""
+    return tuple([t if t.dtype == dtype else t.to(dtype) for t in tensors])
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else (x * mask).to(x.dtype)
+
+
+def _unmasked(dx: Tensor, mask: Tensor | None, dy_W0: Tensor | None) -> Tensor:
+    """dx from the gradient of x * mask and of what passes by the mask."""
+    return dx if mask is None else (mask * dx + (1 - mask) * dy_W0).to(dx.dtype)
+
+
+def _times(z: Tensor, g: Tensor, bias: Tensor | None) -> Tensor:
+    """z * g + bias in z's dtype, rounded once."""
+    y = torch.empty_like(z)
+    return torch.mul(z, g, out=y) if bias is None else torch.addcmul(bias, z, g, out=y)
+
+
+def _finished(ctx, dx, dA, dB, dm, dy):
+    """The gradients in their parameters' dtypes, in the order of forward's arguments."""
+    A, B, m = ctx.dtypes[:3]
+    dbias = dy.sum(0, dtype=dm.dtype).to(ctx.dtypes[3]) if ctx.needs_input_grad[5] else None
+    (dA,), (dB,), (dm,) = _as(A, dA), _as(B, dB), _as(m, dm)
+    return dx, None, dA, dB, dm, dbias, None, None, None
+
+
+def _in_range(small: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """`small`, (rows, r), to be multiplied in `dtype`, and the factors for what comes of it.
+
+    The norm's own gradient may be too large or too small for float16; its columns are brought to
+    the length that fits.
+    """
+    if dtype != torch.float16:
+        return small, None
+    largest = small.abs().amax(0).clamp_min(torch.finfo(small.dtype).tiny)  # (r,)
+    return small / largest, largest
 
 
 class _PerOutput(torch.autograd.Function):
@@ -84,79 +128,71 @@ class _PerOutput(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W0, A, B, m, bias, mask, W0_sq, settings):
         """x: (n, d_in) to y: (n, d_out)."""
-        s, _, eps = settings
-        n, dtype = len(x), W0.dtype
-        xm = x if mask is None else (x * mask).to(dtype)
-        A_, B_ = A.to(dtype), B.to(dtype)
-        if n < len(W0):  # W0 is read once, for x and for A
-            both = torch.cat([xm, A_]) @ W0.t()  # (n + r, d_out)
-            z, WA = both[:n], both[n:].t()
+        s, exact, eps = settings
+        n, xm = len(x), _masked(x, mask)
+        A_, B_ = _as(W0.dtype, A, B)
+        if JOIN * n <= len(W0):
+            z, WA = torch.split(torch.cat([xm, A_]) @ W0.t(), [n, len(A)])
+            WA = WA.t()
         else:
-            z = both = xm @ W0.t()
-            WA = W0 @ A_.t()  # (d_out, r)
+            z, WA = xm @ W0.t(), W0 @ A_.t()  # (n, d_out), (d_out, r)
         h = A_ @ xm.t()  # (r, n); r rows multiply faster than r columns
-        z.addmm_(h.t(), B_.t(), alpha=s)  # xm @ V.T
-        A32, B32, WA, m32 = _high(A, B, WA, m)
-        VA = torch.addmm(WA, B32, A32 @ A32.t(), alpha=s)  # V @ A.T
-        c = _norm(W0_sq, 2 * s * (B32 * WA).sum(1), s * (B32 * (VA - WA)).sum(1), eps)
-        y = _times(z, m32 / c, bias)
+        z = z.addmm_(h.t(), B_.t(), alpha=s)  # xm @ V.T
+        A_, B_, m_, w = _as(W0_sq.dtype, A, B, m, WA)
+        AA = A_ @ A_.t()  # (r, r)
+        own = s * s * (B_ * (B_ @ AA)).sum(1)
+        c = _norm(W0_sq, 2 * s * (B_ * w).sum(1), own, eps)  # (d_out,)
+        y = _times(z, m_ / c, bias)
         if mask is not None:
             y.addmm_(x - xm, W0.t())
-        ctx.save_for_backward(x, W0, A, B, m, mask, both, VA if both is z else None, h, c)
-        ctx.settings = settings
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.save_for_backward(x, W0, A, B, m, mask, z, h, c, *((WA, AA) if exact else ()))
+        ctx.settings, ctx.dtypes = settings, _dtypes(A, B, m, bias)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         """Gradients of x, A, B, m and bias."""
-        with torch.autocast(dy.device.type, enabled=False):
-            return _PerOutput.gradients(ctx, dy)
+        if torch.is_autocast_enabled(dy.device.type):
+            with torch.autocast(dy.device.type, enabled=False):
+                return _PerOutput.gradients(ctx, dy)
+        return _PerOutput.gradients(ctx, dy)
 
     @staticmethod
     def gradients(ctx, dy):
         """See `minidora.factored`, whose lines these are."""
-        x, W0, A, B, m, mask, both, VA, h, c = ctx.saved_tensors
+        x, W0, A, B, m, mask, z, h, c, *products = ctx.saved_tensors
         s, exact, _ = ctx.settings
-        n, dtype = len(x), W0.dtype
-        dy = dy.contiguous()
-        z = both[:n]
-        A32, B32, m32 = _high(A, B, m)
-        g = m32 / c
+        n, r, dtype = len(x), len(A), W0.dtype
+        A_, B_, m_ = _as(c.dtype, A, B, m)
         # y = z * g
-        dm = (dy * z).sum(0, dtype=c.dtype) / c  # (d_out,)
-        r = len(A) if exact else 0
-        rows = dy.new_empty(n + r, len(W0))
-        dz = torch.mul(dy, g, out=rows[:n])
+        g = m_ / c
+        joined = exact and JOIN * n <= len(W0)
+        rows = dy.new_empty(n + r if joined else n, len(W0))
+        dz = rows[:n]
+        dm = torch.mul(dy, z, out=dz).sum(0, dtype=c.dtype) / c  # (d_out,); dz is room for dy * z
+        torch.mul(dy, g, out=dz)
         if exact:
-            # the norm's own gradient, dV += k V: the r rows of kB.T go through W0 with dz
-            k = (-g * dm / c)[:, None]
-            kB = k * B32
-            largest = kB.abs().amax(0).clamp_min(torch.finfo(c.dtype).tiny)  # for float16's range
-            rows[n:] = (kB / largest).t()
+            # the norm's own gradient, dV += k V
+            k = ((g * dm) / c).mul_(-s)[:, None]  # s * k, (d_out, 1)
+            kB = k * B_
+            scaled, back = _in_range(kB, dtype)
+            if joined:
+                rows[n:] = scaled.t()
         through = rows @ W0  # (n + r, d_in)
         # z = xm @ W0.T + s * h.T @ B.T
-        dh = (B.to(dtype).t() @ dz.t()).mul_(s)  # (r, n)
-        dx = through[:n].addmm_(dh.t(), A.to(dtype))
-        xm = x if mask is None else (x * mask).to(dtype)
-        dA, dB = _high(dh @ xm, (h @ dz).t())
+        dh = (_as(dtype, B)[0].t() @ dz.t()).mul_(s)  # (r, n)
+        dx = through[:n].addmm_(dh.t(), _as(dtype, A)[0])
+        dA, dB = _as(c.dtype, dh @ _masked(x, mask), (h @ dz).t())
+        dB = dB * s
         if exact:
-            if VA is None:
-                VA = torch.addmm(_high(both[n:].t())[0], B32, A32 @ A32.t(), alpha=s)
-            dB = torch.addcmul(dB, k, VA)
-            dA = dA + s * (largest[:, None] * through[n:]) + (s * s) * (B32.t() @ kB) @ A32
-        if mask is not None:
-            dx = (mask * dx + (1 - mask) * (dy @ W0)).to(dtype)
-        dbias = None if ctx.bias_dtype is None else dy.sum(0, dtype=c.dtype).to(ctx.bias_dtype)
-        dA, dB = dA.to(A.dtype), (s * dB).to(B.dtype)
-        return dx, None, dA, dB, dm.to(m.dtype), dbias, None, None, None
-
-
-def _times(z: Tensor, g: Tensor, bias: Tensor | None) -> Tensor:
-    """z * g + bias in z's dtype, rounded once."""
-    y = torch.empty_like(z)
-    return torch.mul(z, g, out=y) if bias is None else torch.addcmul(bias, z, g, out=y)
+            WA, AA = _as(c.dtype, *products)
+            dB.addcmul_(k, torch.addmm(WA, B_, AA, alpha=s))  # V @ A.T
+            kBW = through[n:] if joined else _as(dtype, scaled)[0].t() @ W0
+            dA = dA + (kBW if back is None else back[:, None] * kBW)
+            dA.addmm_(B_.t() @ kB, A_, alpha=s)
+        dx = _unmasked(dx, mask, None if mask is None else dy @ W0)
+        return _finished(ctx, dx, dA, dB, dm, dy)
 
 
 class _PerInput(torch.autograd.Function):
@@ -167,28 +203,30 @@ class _PerInput(torch.autograd.Function):
         """x: (n, d_in) to y: (n, d_out)."""
         s, exact, eps = settings
         dtype = W0.dtype
-        xm = x if mask is None else (x * mask).to(dtype)
-        A_, B_ = A.to(dtype), B.to(dtype)
-        A32, B32, BW, m32 = _high(A, B, B_.t() @ W0, m)
-        BV = torch.addmm(BW, B32.t() @ B32, A32, alpha=s)  # B.T @ V, (r, d_in)
-        c = _norm(W0_sq, 2 * s * (A32 * BW).sum(0), s * (A32 * (BV - BW)).sum(0), eps)
-        xg = (xm * (m32 / c)).to(dtype)  # (n, d_in)
-        h = A_ @ xg.t()  # (r, n)
+        xm = _masked(x, mask)
+        A_, B_ = _as(dtype, A, B)
+        a, b, m_, BW = _as(W0_sq.dtype, A, B, m, B_.t() @ W0)
+        BV = torch.addmm(BW, b.t() @ b, a, alpha=s)  # B.T @ V, (r, d_in)
+        own = s * (a * (BV - BW)).sum(0)
+        c = _norm(W0_sq, 2 * s * (a * BW).sum(0), own, eps)  # (d_in,)
+        xg = (xm * (m_ / c)).to(dtype)  # (n, d_in)
+        h = A_ @ xg.t()  # (r, n); r rows multiply faster than r columns
         y = (xg if mask is None else xg + (x - xm)) @ W0.t()
         y.addmm_(h.t(), B_.t(), alpha=s)
         if bias is not None:
             y += bias
         ctx.save_for_backward(x, W0, A, B, m, mask, BV if exact else None, h, c)
-        ctx.settings = settings
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.settings, ctx.dtypes = settings, _dtypes(A, B, m, bias)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         """Gradients of x, A, B, m and bias."""
-        with torch.autocast(dy.device.type, enabled=False):
-            return _PerInput.gradients(ctx, dy)
+        if torch.is_autocast_enabled(dy.device.type):
+            with torch.autocast(dy.device.type, enabled=False):
+                return _PerInput.gradients(ctx, dy)
+        return _PerInput.gradients(ctx, dy)
 
     @staticmethod
     def gradients(ctx, dy):
@@ -196,27 +234,28 @@ class _PerInput(torch.autograd.Function):
         x, W0, A, B, m, mask, BV, h, c = ctx.saved_tensors
         s, exact, _ = ctx.settings
         dtype = W0.dtype
-        A32, B32, m32 = _high(A, B, m)
-        g = m32 / c
-        xm = x if mask is None else (x * mask).to(dtype)
+        A_, B_, m_ = _as(c.dtype, A, B, m)
+        g = m_ / c
+        xm = _masked(x, mask)
         xg = (xm * g).to(dtype)
         # y = xg @ W0.T + s * h.T @ B.T + bias
         dy_W0 = dy @ W0  # (n, d_in)
-        dh = (B.to(dtype).t() @ dy.t()).mul_(s)  # (r, n)
-        dxg = torch.addmm(dy_W0, dh.t(), A.to(dtype))
+        dh = (_as(dtype, B)[0].t() @ dy.t()).mul_(s)  # (r, n)
+        dxg = torch.addmm(dy_W0, dh.t(), _as(dtype, A)[0])
         # xg = xm * g
         dm = (xm * dxg).sum(0, dtype=c.dtype) / c  # (d_in,)
         dx = (dxg * g).to(dtype)
-        dA, dB = _high(dh @ xg, (h @ dy).t())
+        dA, dB = _as(c.dtype, dh @ xg, (h @ dy).t())
+        dB = dB * s
         if exact:
-            k = -g * dm / c  # the norm's own gradient, dV += V k
-            kA = A32 * k  # (r, d_in)
-            largest = kA.abs().amax(1).clamp_min(torch.finfo(c.dtype).tiny)  # for float16's range
-            WkA = (W0 @ (kA / largest[:, None]).to(dtype).t()) * largest  # (d_out, r)
-            dA = dA + s * BV * k
-            dB = dB + WkA + s * B32 @ (kA @ A32.t())
-        if mask is not None:
-            dx = (mask * dx + (1 - mask) * dy_W0).to(dtype)
-        dbias = None if ctx.bias_dtype is None else dy.sum(0, dtype=c.dtype).to(ctx.bias_dtype)
-        dA, dB = dA.to(A.dtype), (s * dB).to(B.dtype)
-        return dx, None, dA, dB, dm.to(m.dtype), dbias, None, None, None
+            k = ((g * dm) / c).mul_(-s)  # the norm's own gradient, dV += V k; s * k, (d_in,)
+            kA = A_ * k  # (r, d_in)
+            scaled, back = _in_range(kA.t(), dtype)
+            (WkA,) = _as(c.dtype, W0 @ _as(dtype, scaled)[0])  # (d_out, r)
+            dA = torch.addcmul(dA, k, BV)
+            dB.add_(WkA if back is None else WkA * back).addmm_(B_, kA @ A_.t(), alpha=s)
+        return _finished(ctx, _unmasked(dx, mask, dy_W0), dA, dB, dm, dy)
+
+
+def _dtypes(A, B, m, bias) -> tuple[torch.dtype | None, ...]:
+    return A.dtype, B.dtype, m.dtype, None if bias is None else bias.dtype
