@@ -207,6 +207,23 @@ def test_the_norms_own_gradient_survives_float16s_range(norm_axis, weights, size
         assert relative_error(got[name].double(), want[name]) < 1e-2, name
 
 
+@by_axis
+@pytest.mark.parametrize(("dy_size", "x_size"), [(1e-4, 1e-4), (1e-3, 1e-2), (100, 30)])
+def test_the_magnitudes_gradient_is_summed_beyond_float16s_range(norm_axis, dy_size, x_size):
+    t, dy = case(norm_axis, n=256, d_out=32, d_in=64, mask=False, bias=False)
+    low = {k: (v.detach() if k in ("A", "B", "m") else v.detach().half()) for k, v in t.items()}
+    low["x"] = (t["x"].detach() * x_size).half()
+    low = {k: v.float() if k in ("A", "B", "m") else v for k, v in low.items()}
+    high = {k: v.double() for k, v in low.items()}
+    for given in (low, high):
+        for name in ("x", "A", "B", "m"):
+            given[name].requires_grad_()
+    dy = (dy * dy_size).half()
+    _, got = gradients(dora, low, dy, norm_axis=norm_axis)
+    _, want = gradients(dense, high, dy.double(), norm_axis=norm_axis)
+    assert relative_error(got["m"].double(), want["m"]) < 5e-3
+
+
 def test_norms_do_not_overflow_or_vanish_in_low_precision():
     W0 = torch.full((2, 4096), 5.0, dtype=torch.float16)
     W0[1] = 1e-4
@@ -356,6 +373,12 @@ def test_autocast(norm_axis, device):
     for name, grad in got.items():
         assert grad.dtype == torch.float32
         assert relative_error(grad.cpu(), want[name].cpu()) < 3e-2, name
+    # the norm and the products of rank r stay in float32, where bfloat16 would lose them
+    t["B"].data *= 1e3
+    with torch.autocast(device, torch.bfloat16):
+        c = dora(t["x"], t["W0"], t["A"], t["B"], torch.ones_like(t["m"]), 0.7, norm_axis=norm_axis)
+    t["B"].data /= 1e3
+    assert torch.isfinite(c).all()
     # outside, the same in full
     _, full = gradients(dora, t, dy, norm_axis=norm_axis)
     assert relative_error(full["A"].cpu(), want["A"].cpu()) < 1e-4
@@ -383,7 +406,7 @@ def quantized():
         (
             {"A": torch.ones(3, 5).double()},
             ValueError,
-            "A: expected dtype torch.float32 or float32",
+            "A: expected dtype torch.float32, got torch.float64",
         ),
         ({"B": torch.ones(7, 3).half()}, ValueError, "B: expected dtype"),
         (
@@ -391,6 +414,11 @@ def quantized():
             ValueError,
             "m: expected device cpu, like x, got meta",
         ),
+        ({"A": None}, TypeError, "A: expected a tensor, got NoneType"),
+        ({"x": None}, TypeError, "x: expected a tensor, got NoneType"),
+        ({"scale": "2"}, TypeError, "scale: expected a number, got '2'"),
+        ({"scale": float("nan")}, ValueError, "scale: expected a finite number"),
+        ({"scale": torch.ones(())}, TypeError, "scale: expected a number"),
         ({"norm_axis": "rows"}, ValueError, "norm_axis: expected one of"),
         ({"norm_grad": "full"}, ValueError, "norm_grad: expected one of"),
         ({"W0_sq": torch.ones(5)}, ValueError, r"W0_sq: expected shape \(7,\)"),

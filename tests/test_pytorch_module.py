@@ -136,7 +136,7 @@ def test_dtype_and_copies_take_everything_along():
     assert made.lora_magnitude_vector.dtype == torch.float32
     torch.testing.assert_close(made(x.bfloat16()).float(), want, rtol=0.05, atol=0.05)
     made.merge()
-    original = made._W0.clone()
+    original = made._W0.detach().clone()
     made.float()
     made.unmerge()
     torch.testing.assert_close(made.base_layer.weight, original.float())
@@ -155,6 +155,133 @@ def test_a_low_precision_base_has_float32_adapters():
     assert [p.dtype for p in trained] == [torch.float32] * 3
     made(torch.randn(4, 5).bfloat16()).sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in trained)
+
+
+def test_a_stale_sum_of_squares_cannot_come_back_at_an_old_address():
+    made = layer(dtype=torch.float32)
+    x = torch.randn(3, 5)
+    for _ in range(10):  # memory that is given back is soon used again
+        made.base_layer.weight.data = made.base_layer.weight.data * 1.5
+        torch.testing.assert_close(made(x), F.linear(x, made.weight, made.bias))
+    before = made.base_layer.weight.detach().clone()
+    made.bfloat16().float()
+    assert not torch.equal(made.base_layer.weight, before)
+    torch.testing.assert_close(made.squares(), made.base_layer.weight.square().sum(1))
+
+
+def test_magnitudes_are_not_rounded_on_the_way_through_low_precision():
+    made = layer(dtype=torch.float32)
+    before = made.lora_magnitude_vector.detach().clone()
+    made(torch.randn(3, 5)).sum().backward()
+    made.half()
+    assert torch.equal(made.lora_magnitude_vector, before)
+    made(torch.randn(3, 5).half()).sum().backward()
+    torch.optim.AdamW([p for p in made.parameters() if p.requires_grad]).step()
+    assert not torch.equal(made.lora_magnitude_vector, before)
+
+
+def test_it_looks_like_the_linear_layer_it_stands_for():
+    made = layer()
+    assert (made.in_features, made.out_features) == (5, 7)
+    torch.testing.assert_close(made.weight, made.merged_weight())
+    assert made.bias is made.base_layer.bias
+    encoder = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    adapt_(encoder, ("linear1", "linear2"), rank=2, alpha=4, verbose=False)
+    encoder.linear1.lora_B.weight.data.normal_()
+    x = torch.randn(2, 3, 8)
+    want = encoder(x).detach()
+    with torch.no_grad():  # in evaluation PyTorch reads the weights themselves
+        torch.testing.assert_close(encoder.eval()(x), want)
+
+
+def test_sharing_a_weight_is_safe():
+    embedding, head = torch.nn.Embedding(7, 5), torch.nn.Linear(5, 7, bias=False)
+    head.weight = embedding.weight
+    made = DoRALinear(head, 2, 4)
+    made.lora_B.weight.data.normal_()
+    x, before = torch.randn(3, 5, requires_grad=True), embedding.weight.detach().clone()
+    y = made(x)
+    made.merge()
+    assert torch.equal(embedding.weight, before) and head.weight is not embedding.weight
+    torch.testing.assert_close(made(x), y)
+    y.sum().backward()  # of a forward before the merge
+    torch.testing.assert_close(x.grad, made.weight.sum(0).expand(3, 5))
+    made.unmerge()
+    assert head.weight is embedding.weight
+
+
+def test_what_a_merged_layer_refuses():
+    made = layer()
+    state = {name: value.clone() for name, value in made.state_dict().items()}
+    made.merge()
+    for name, action in {
+        "state_dict": made.state_dict,
+        "load_state_dict": lambda: made.load_state_dict(state),
+        "strength": lambda: setattr(made, "strength", 0.0),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}: .*merged"):
+            action()
+
+
+def test_evaluation_mode_is_taken_over():
+    model = Model().eval()
+    adapt_(model, "q", rank=2, alpha=4, dropout=0.5, verbose=False)
+    assert not model.q.training and model.train().q.training
+
+
+def test_layers_adapted_before_go_on_training():
+    model = Model()
+    first = adapt_(model, "q", rank=2, alpha=4, verbose=False)
+    second = adapt_(model, "k", rank=2, alpha=4, verbose=False)
+    assert second == 2 * first and model.q.lora_A.weight.requires_grad
+
+
+def test_a_layer_that_cannot_be_adapted_is_named_and_nothing_is_changed():
+    class Odd(torch.nn.Linear):
+        def forward(self, x):
+            return x
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), Odd(3, 3))
+    with pytest.raises(TypeError, match="1: expected an nn.Linear, got a Odd"):
+        adapt_(model, "*", rank=1, alpha=2)
+    assert model[0].weight.requires_grad and type(model[0]) is torch.nn.Linear
+    attention = torch.nn.ModuleDict({"mha": torch.nn.MultiheadAttention(8, 2)})
+    with pytest.raises(TypeError, match="mha.out_proj: nn.MultiheadAttention reads"):
+        adapt_(attention, "*", rank=1, alpha=2)
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 3))
+    with pytest.raises(TypeError, match="0: expected a plain weight, got a parametrized one"):
+        adapt_(torch.nn.Sequential(normed), "*", rank=1, alpha=2)
+    bad = torch.nn.Sequential(layer())
+    bad[0].lora_B.weight.data[0] = float("inf")
+    with pytest.raises(ValueError, match="to_linear: the merged weight is not finite"):
+        merge_(bad)
+    assert isinstance(bad[0], DoRALinear)
+    for empty in (torch.nn.Linear(2, 2), torch.nn.ReLU()):
+        with pytest.raises(ValueError, match="model: expected nn.Linear layers inside it"):
+            adapt_(empty, "*", rank=1, alpha=2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, while it traces
+@pytest.mark.parametrize("norm_axis", AXES)
+def test_compile_under_autocast_trains(norm_axis):
+    made = layer(norm_axis, dtype=torch.float32)
+    x = torch.randn(40, 5)
+    trained = [p for p in made.parameters() if p.requires_grad]
+    found = []
+    torch._dynamo.reset()
+    try:
+        for function in (made, torch.compile(made, fullgraph=True, backend="aot_eager")):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = function(x)
+            found.append(torch.autograd.grad(y.float().sum(), trained))
+    finally:
+        torch._dynamo.reset()
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_numpys_whole_numbers_are_ranks():
+    assert DoRALinear(torch.nn.Linear(2, 2), np.int64(2), 4).lora_A.out_features == 2
 
 
 class Model(torch.nn.Module):
@@ -213,7 +340,7 @@ def test_adapt_again_leaves_adapted_layers_alone():
         (
             {"targets": "v_proj"},
             ValueError,
-            r"targets: .*\['k', 'mlp.0', 'mlp.2', 'q'\], got 'v_proj'",
+            r"targets: .*\['k', 'mlp.0', 'mlp.2', 'q', 'tied'\], got 'v_proj'",
         ),
         ({"targets": ("q", "nothing")}, ValueError, "got 'nothing'"),
         ({"targets": ()}, ValueError, "targets: expected patterns of .* got none"),

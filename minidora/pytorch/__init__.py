@@ -4,7 +4,8 @@ Independent of the NumPy modules, so that each can be held against the other. Ne
 `pip install "minidora[torch]"`.
 """
 
+from .adapt import adapt_, merge_
 from .functional import dora, squared_norms
-from .module import DoRALinear, adapt_, merge_
+from .module import DoRALinear
 
 __all__ = ["DoRALinear", "adapt_", "dora", "merge_", "squared_norms"]

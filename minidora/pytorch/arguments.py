@@ -1,5 +1,7 @@
 """What is checked before PyTorch's DoRA computes."""
 
+from math import isfinite
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,8 @@ class Call(NamedTuple):
     W0: Tensor  # (d_out, d_in)
     A: Tensor  # (r, d_in)
     B: Tensor  # (d_out, r)
+    m: Tensor  # (d_out,) or (d_in,)
+    bias: Tensor | None  # (d_out,)
     mask: Tensor | None  # (n, d_in)
     scale: float
     eps: float
@@ -27,8 +31,9 @@ def checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
     for name, value, allowed in (("norm_axis", norm_axis, AXES), ("norm_grad", norm_grad, MODES)):
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
-    given = {"x": x, "W0": W0, "A": A, "B": B, "m": m, "bias": bias, "mask": mask, "W0_sq": W0_sq}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {"x": x, "W0": W0, "A": A, "B": B, "m": m}
+    optional = {"bias": bias, "mask": mask, "W0_sq": W0_sq}
+    given |= {name: value for name, value in optional.items() if value is not None}
     for name, value in given.items():
         _floating(name, value)
         if value.device != x.device:
@@ -36,11 +41,26 @@ def checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
     _shapes(given, norm_axis)
     if W0.requires_grad:
         raise ValueError("W0: expected a frozen weight, got one that requires a gradient")
-    x, W0 = _autocast(x, W0)
-    _dtypes({**given, "x": x, "W0": W0})
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        # as `torch.nn.functional.linear` takes them
+        dtype = torch.get_autocast_dtype(x.device.type)
+        cast = {n: given[n].to(dtype) for n in ("x", "W0", "bias", "mask") if n in given}
+        given |= cast
+    _dtypes(given)
+    x, W0, bias, mask = (given.get(name) for name in ("x", "W0", "bias", "mask"))
     if mask is not None:
         mask = mask.reshape(-1, W0.shape[1])
-    return Call(x.reshape(-1, W0.shape[1]), W0, A, B, mask, float(scale), float(eps))
+    x = x.reshape(-1, W0.shape[1])
+    return Call(x, W0, A, B, m, bias, mask, number("scale", scale), number("eps", eps))
+
+
+def number(name: str, value) -> float:
+    """A finite Python float; a tensor is none, for it would get no gradient."""
+    if isinstance(value, bool | str | Tensor) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return float(value)
 
 
 def _floating(name: str, value) -> None:
@@ -73,20 +93,12 @@ def _shapes(given: dict[str, Tensor], norm_axis: str) -> None:
             raise ValueError(f"{name}: expected shape {shape}, {norm_axis}, got {found}")
 
 
-def _autocast(x: Tensor, W0: Tensor) -> tuple[Tensor, Tensor]:
-    """x and W0 as `torch.nn.functional.linear` would take them."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return x, W0
-    dtype = torch.get_autocast_dtype(kind)
-    return x.to(dtype), W0.to(dtype)
-
-
 def _dtypes(given: dict[str, Tensor]) -> None:
     dtype = given["W0"].dtype
     if given["x"].dtype != dtype:
         raise ValueError(f"x: expected dtype {dtype}, like W0, got {given['x'].dtype}")
-    allowed = {dtype, torch.promote_types(dtype, torch.float32)}
+    allowed = dict.fromkeys((dtype, torch.promote_types(dtype, torch.float32)))
     for name, value in given.items():
         if value.dtype not in allowed:
-            raise ValueError(f"{name}: expected dtype {dtype} or float32, got {value.dtype}")
+            told = " or ".join(map(str, allowed))
+            raise ValueError(f"{name}: expected dtype {told}, got {value.dtype}")

@@ -1,4 +1,4 @@
-"""DoRA as one autograd.Function: the exact gradient at LoRA's memory, on any device.
+"""DoRA as one autograd.Function: the exact gradient, keeping one output, on any device.
 
 The same factored forward and backward as `minidora.factored`, written anew in PyTorch, so that the
 one can be held against the other. W0 is used where it lies: nothing of its shape is ever made.
@@ -49,23 +49,24 @@ def dora(
 
     The gradient cannot itself be differentiated. Raises ValueError or TypeError that names the
     argument for shapes, dtypes or devices that do not fit, and for a W0 that requires a gradient.
+    Not for `torch.func`'s transforms (vmap, jvp).
     """
     call = checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
-    if torch.is_autocast_enabled(x.device.type):
+    if _autocasts(x):
         # the norm and the products of rank r stay in float32
         with torch.autocast(x.device.type, enabled=False):
-            y = _apply(call, m, bias, norm_axis, norm_grad, W0_sq)
+            y = _apply(call, norm_axis, norm_grad, W0_sq)
     else:
-        y = _apply(call, m, bias, norm_axis, norm_grad, W0_sq)
+        y = _apply(call, norm_axis, norm_grad, W0_sq)
     return y if y.ndim == x.ndim else y.reshape(*x.shape[:-1], W0.shape[0])
 
 
-def _apply(call: Call, m, bias, norm_axis, norm_grad, W0_sq) -> Tensor:
+def _apply(call: Call, norm_axis, norm_grad, W0_sq) -> Tensor:
     if W0_sq is None:
         W0_sq = squared_norms(call.W0, norm_axis)
     function = _PerOutput if norm_axis == "per_output" else _PerInput
     settings = (call.scale, norm_grad == "exact", call.eps)
-    return function.apply(call.x, call.W0, call.A, call.B, m, bias, call.mask, W0_sq, settings)
+    return function.apply(*call[:7], W0_sq, settings)
 
 
 def squared_norms(W0: Tensor, norm_axis: str) -> Tensor:
@@ -96,6 +97,13 @@ def _unmasked(dx: Tensor, mask: Tensor | None, dy_W0: Tensor | None) -> Tensor:
     return dx if mask is None else (mask * dx + (1 - mask) * dy_W0).to(dx.dtype)
 
 
+def _summed(a: Tensor, b: Tensor, room: Tensor | None, wide: torch.dtype) -> Tensor:
+    """sum(a * b, 0) in `wide`; the products, of a dtype with its range, may go to `room`."""
+    if a.dtype == torch.float16:
+        return a.to(wide).mul_(b).sum(0)
+    return torch.mul(a, b, out=room).sum(0, dtype=wide)
+
+
 def _times(z: Tensor, g: Tensor, bias: Tensor | None) -> Tensor:
     """z * g + bias in z's dtype, rounded once."""
     y = torch.empty_like(z)
@@ -108,6 +116,11 @@ def _finished(ctx, dx, dA, dB, dm, dy):
     dbias = dy.sum(0, dtype=dm.dtype).to(ctx.dtypes[3]) if ctx.needs_input_grad[5] else None
     (dA,), (dB,), (dm,) = _as(A, dA), _as(B, dB), _as(m, dm)
     return dx, None, dA, dB, dm, dbias, None, None, None
+
+
+def _autocasts(x: Tensor) -> bool:
+    """Whether autocast may be on: while compiling, a backward is traced apart from its context."""
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
 
 
 def _in_range(small: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -153,7 +166,7 @@ class _PerOutput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         """Gradients of x, A, B, m and bias."""
-        if torch.is_autocast_enabled(dy.device.type):
+        if _autocasts(dy):
             with torch.autocast(dy.device.type, enabled=False):
                 return _PerOutput.gradients(ctx, dy)
         return _PerOutput.gradients(ctx, dy)
@@ -170,7 +183,7 @@ class _PerOutput(torch.autograd.Function):
         joined = exact and JOIN * n <= len(W0)
         rows = dy.new_empty(n + r if joined else n, len(W0))
         dz = rows[:n]
-        dm = torch.mul(dy, z, out=dz).sum(0, dtype=c.dtype) / c  # (d_out,); dz is room for dy * z
+        dm = _summed(dy, z, dz, c.dtype) / c  # (d_out,)
         torch.mul(dy, g, out=dz)
         if exact:
             # the norm's own gradient, dV += k V
@@ -179,10 +192,12 @@ class _PerOutput(torch.autograd.Function):
             scaled, back = _in_range(kB, dtype)
             if joined:
                 rows[n:] = scaled.t()
-        through = rows @ W0  # (n + r, d_in)
         # z = xm @ W0.T + s * h.T @ B.T
         dh = (_as(dtype, B)[0].t() @ dz.t()).mul_(s)  # (r, n)
-        dx = through[:n].addmm_(dh.t(), _as(dtype, A)[0])
+        dx = through = None
+        if joined or ctx.needs_input_grad[0]:
+            through = rows @ W0  # (n + r, d_in)
+            dx = through[:n].addmm_(dh.t(), _as(dtype, A)[0])
         dA, dB = _as(c.dtype, dh @ _masked(x, mask), (h @ dz).t())
         dB = dB * s
         if exact:
@@ -191,7 +206,8 @@ class _PerOutput(torch.autograd.Function):
             kBW = through[n:] if joined else _as(dtype, scaled)[0].t() @ W0
             dA = dA + (kBW if back is None else back[:, None] * kBW)
             dA.addmm_(B_.t() @ kB, A_, alpha=s)
-        dx = _unmasked(dx, mask, None if mask is None else dy @ W0)
+        if mask is not None and dx is not None:
+            dx = _unmasked(dx, mask, dy @ W0)
         return _finished(ctx, dx, dA, dB, dm, dy)
 
 
@@ -223,7 +239,7 @@ class _PerInput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         """Gradients of x, A, B, m and bias."""
-        if torch.is_autocast_enabled(dy.device.type):
+        if _autocasts(dy):
             with torch.autocast(dy.device.type, enabled=False):
                 return _PerInput.gradients(ctx, dy)
         return _PerInput.gradients(ctx, dy)
@@ -243,7 +259,7 @@ class _PerInput(torch.autograd.Function):
         dh = (_as(dtype, B)[0].t() @ dy.t()).mul_(s)  # (r, n)
         dxg = torch.addmm(dy_W0, dh.t(), _as(dtype, A)[0])
         # xg = xm * g
-        dm = (xm * dxg).sum(0, dtype=c.dtype) / c  # (d_in,)
+        dm = _summed(xm, dxg, None, c.dtype) / c  # (d_in,)
         dx = (dxg * g).to(dtype)
         dA, dB = _as(c.dtype, dh @ xg, (h @ dy).t())
         dB = dB * s

@@ -1,17 +1,18 @@
-"""DoRALinear as a module that stands in for nn.Linear, and swapping it into any model.
+"""DoRALinear as a module that stands in for nn.Linear.
 
 Names in state_dict are PEFT's: base_layer.weight, base_layer.bias, lora_A.weight, lora_B.weight,
 and lora_magnitude_vector.
 """
 
 import math
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
+import operator
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from .arguments import DTYPES
+from .arguments import AXES, DTYPES, MODES, number
 from .functional import EPS, dora, squared_norms
 
 
@@ -40,23 +41,23 @@ class DoRALinear(nn.Module):
         strength: float = 1.0,
     ) -> None:
         super().__init__()
-        _check_settings(base_layer, rank, dropout, norm_axis, norm_grad)
-        d_out, d_in = base_layer.weight.shape
-        weight = base_layer.weight
+        check_settings("base_layer", base_layer, rank, alpha, dropout, norm_axis, norm_grad)
+        weight, rank = base_layer.weight, operator.index(rank)
         self.base_layer = base_layer.requires_grad_(False)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         like = {"device": weight.device, "dtype": dtype}
-        self.lora_A = nn.Linear(d_in, rank, bias=False, **like)
-        self.lora_B = nn.Linear(rank, d_out, bias=False, **like)
+        self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False, **like)
+        self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False, **like)
         nn.init.zeros_(self.lora_B.weight)
         self.scale = alpha / math.sqrt(rank) if rslora else alpha / rank
-        self.dropout, self.strength = float(dropout), float(strength)
         self.norm_axis, self.norm_grad = norm_axis, norm_grad
         squares = squared_norms(weight, norm_axis)
         self.lora_magnitude_vector = nn.Parameter(torch.sqrt(squares + EPS * EPS))
         self.register_buffer("W0_sq", squares, persistent=False)
-        self._seen = self._signature()
-        self._W0: Tensor | None = None  # the original weight, while merged
+        self._seen: tuple | None = None  # what W0_sq was computed from
+        self.__dict__["_W0"] = None  # the original weight, while merged; not registered
+        self.dropout, self.strength = float(dropout), strength
+        self.train(base_layer.training)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, rank: int, alpha: float, **settings) -> "DoRALinear":
@@ -67,6 +68,37 @@ class DoRALinear(nn.Module):
     def merged(self) -> bool:
         """Whether base_layer holds the merged weight."""
         return self._W0 is not None
+
+    @property
+    def strength(self) -> float:
+        """0 gives the base layer, 1 the adapted one; cannot be set while merged."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if self.merged:
+            raise ValueError("strength: cannot be set while the layer is merged; unmerge first")
+        self._strength = number("strength", value)
+
+    @property
+    def weight(self) -> Tensor:
+        """The merged weight, for those who read a linear layer's; without gradient."""
+        return self.merged_weight()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's."""
+        return self.base_layer.bias
+
+    @property
+    def in_features(self) -> int:
+        """d_in."""
+        return self.base_layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        """d_out."""
+        return self.base_layer.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., d_in) to y: (..., d_out)."""
@@ -100,18 +132,14 @@ class DoRALinear(nn.Module):
         Inside torch.compile it is computed in the graph, which cannot ask whether W0 has changed.
         """
         weight = self.base_layer.weight
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or weight.is_inference():  # these keep no count of changes
             return squared_norms(weight, self.norm_axis)
-        if self._seen != self._signature():
+        seen = self._seen
+        if seen is None or seen[0] != weight._version or seen[1].data_ptr() != weight.data_ptr():
             self.W0_sq = squared_norms(weight, self.norm_axis)
-            self._seen = self._signature()
+            # holding on to the memory, so that no other weight can come to lie at its address
+            self._seen = weight._version, weight.detach()
         return self.W0_sq
-
-    def _signature(self) -> tuple:
-        """What changes when W0 does: by an in-place operation, another tensor, dtype or device."""
-        weight = self.base_layer.weight
-        version = None if weight.is_inference() else weight._version
-        return version, weight.data_ptr(), weight.dtype, weight.device
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -129,46 +157,67 @@ class DoRALinear(nn.Module):
         g = (m / c).unsqueeze(1 if self.norm_axis == "per_output" else 0)
         return torch.lerp(W0.to(dtype), g * V, self.strength).to(W0.dtype)
 
-    @torch.no_grad()
     def merge(self) -> None:
-        """Put the merged weight into base_layer; the original is kept, for `unmerge`.
+        """Give base_layer the merged weight; the original is kept beside it, for `unmerge`.
 
-        Nothing trains while merged. Raises ValueError where it is merged already, or the merged
-        weight would not be finite.
+        base_layer gets a parameter of its own, so others that share the original keep it. Nothing
+        trains while merged. Raises ValueError where it is merged already, or the merged weight
+        would not be finite.
         """
         if self.merged:
             raise ValueError("merge: the layer is merged already")
-        weight = self.merged_weight()
-        if not torch.isfinite(weight).all():
-            raise ValueError("merge: the merged weight is not finite; the layer is as it was")
-        self._W0 = self.base_layer.weight.data
-        self.base_layer.weight.data = weight
+        weight = self._finite_weight("merge")
+        self.__dict__["_W0"] = self.base_layer.weight
+        self.base_layer.weight = nn.Parameter(weight, requires_grad=False)
 
     def unmerge(self) -> None:
         """Put the original weight back, to the bit."""
-        if self._W0 is None:
+        if not self.merged:
             raise ValueError("unmerge: the layer is not merged")
-        self.base_layer.weight.data, self._W0 = self._W0, None
+        self.base_layer.weight = self._W0
+        self.__dict__["_W0"] = None
+
+    def _finite_weight(self, name: str) -> Tensor:
+        weight = self.merged_weight()
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{name}: the merged weight is not finite; the layer is as it was")
+        return weight
 
     def to_linear(self) -> nn.Linear:
-        """A plain nn.Linear that computes the same, with a weight of its own."""
-        weight, bias = self.merged_weight(), self.base_layer.bias
-        linear = nn.Linear(
-            weight.shape[1], weight.shape[0], bias=bias is not None, device="meta"
-        ).requires_grad_(False)
+        """A plain, frozen nn.Linear that computes the same, with a weight of its own."""
+        weight, bias = self._finite_weight("to_linear"), self.bias
+        linear = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
         if bias is not None:
             linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
         return linear.train(self.training)
 
+    def _save_to_state_dict(self, *args, **kwargs):
+        if self.merged:
+            raise ValueError("state_dict: the layer is merged; unmerge first, or merge_ the model")
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        if self.merged:
+            raise ValueError("load_state_dict: the layer is merged; unmerge first")
+        super()._load_from_state_dict(*args, **kwargs)
+
     def _apply(self, fn, recurse=True):
+        m = self.lora_magnitude_vector.data
         super()._apply(fn, recurse)
-        if self._W0 is not None:
-            self._W0 = fn(self._W0)
-        if self.lora_magnitude_vector.dtype in (torch.float16, torch.bfloat16):
-            # a magnitude below float32 loses the zero vectors' eps, and its small steps
-            self.lora_magnitude_vector.data = self.lora_magnitude_vector.data.float()
+        self._seen = None
+        if self.merged:
+            self._W0.data = fn(self._W0.data)
+        parameter = self.lora_magnitude_vector
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            # below float32 a magnitude loses the zero vectors' eps, and its small steps
+            parameter.data = m.to(parameter.device, torch.float32)
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.float()
         return self
+
+    def __getstate__(self):
+        return {**self.__dict__, "_seen": None}
 
     def extra_repr(self) -> str:
         """What print shows beside the sub-layers."""
@@ -178,85 +227,25 @@ class DoRALinear(nn.Module):
         )
 
 
-def _check_settings(base, rank, dropout, norm_axis, norm_grad) -> None:
+def check_settings(name, base, rank, alpha, dropout, norm_axis, norm_grad) -> None:
+    """Raise what names a layer that cannot be adapted, or a setting."""
     # a subclass with a forward of its own computes something else (quantised layers do)
     if not isinstance(base, nn.Linear) or type(base).forward is not nn.Linear.forward:
-        raise TypeError(f"base_layer: expected an nn.Linear, got a {type(base).__name__}")
+        raise TypeError(f"{name}: expected an nn.Linear, got a {type(base).__name__}")
+    if type(base).__name__ == "NonDynamicallyQuantizableLinear":
+        raise TypeError(f"{name}: nn.MultiheadAttention reads this layer's weight past its forward")
+    if is_parametrized(base, "weight"):
+        raise TypeError(f"{name}: expected a plain weight, got a parametrized one")
     if base.weight.dtype not in DTYPES:
-        raise TypeError(f"base_layer: expected a dtype among {DTYPES}, got {base.weight.dtype}")
-    if not isinstance(rank, int) or rank < 1:
+        raise TypeError(f"{name}: expected a dtype among {DTYPES}, got {base.weight.dtype}")
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
         raise ValueError(f"rank: expected a whole number above 0, got {rank!r}")
-    if not 0 <= dropout < 1:
+    number("alpha", alpha)
+    if not 0 <= number("dropout", dropout) < 1:
         raise ValueError(f"dropout: expected 0 or more and below 1, got {dropout!r}")
-    allowed = {"norm_axis": ("per_output", "per_input"), "norm_grad": ("exact", "detached")}
-    for name, value in (("norm_axis", norm_axis), ("norm_grad", norm_grad)):
-        if value not in allowed[name]:
-            raise ValueError(f"{name}: expected one of {allowed[name]}, got {value!r}")
-
-
-def adapt_(
-    model: nn.Module,
-    targets: str | Iterable[str],
-    rank: int,
-    alpha: float,
-    *,
-    verbose: bool = True,
-    **settings,
-) -> int:
-    """Swap every nn.Linear whose name fits a pattern for a DoRALinear, in place; freeze the rest.
-
-    targets: patterns such as "*.q_proj" or ("q", "v"), which fit a whole name or its last part.
-    settings: as for DoRALinear. A layer that stands in several places is adapted once. Prints how
-    much trains, unless told otherwise, and returns it. Raises ValueError that lists the linear
-    layers where a pattern fits none; the model is then as it was.
-    """
-    patterns = (targets,) if isinstance(targets, str) else tuple(targets)
-    linears = _linears(model)
-    chosen = {}
-    for pattern in patterns:
-        fits = [n for n in linears if fnmatchcase(n, pattern) or n.rpartition(".")[2] == pattern]
-        if not fits:
-            raise ValueError(f"targets: expected patterns of {sorted(linears)}, got {pattern!r}")
-        chosen |= {name: linears[name] for name in fits}
-    if not chosen:
-        raise ValueError(f"targets: expected patterns of {sorted(linears)}, got none")
-    made = {name: DoRALinear(layer, rank, alpha, **settings) for name, layer in chosen.items()}
-    kept = {id(p) for layer in made.values() for p in layer.parameters() if p.requires_grad}
-    _swap(model, {id(linears[name]): layer for name, layer in made.items()})
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in kept)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if verbose:
-        every = sum(p.numel() for p in model.parameters())
-        print(f"trainable: {trained:,} of {every:,} ({100 * trained / every:.2f} %)")
-    return trained
-
-
-def _linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers inside a model by name, those within a DoRALinear left out."""
-    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    found.pop("", None)  # the model itself cannot be swapped in place
-    for name, layer in model.named_modules():
-        if isinstance(layer, DoRALinear):
-            found = {n: linear for n, linear in found.items() if not n.startswith(f"{name}.")}
-    return found
-
-
-def merge_(model: nn.Module) -> int:
-    """Swap every DoRALinear of a model for the nn.Linear that computes the same, in place.
-
-    Returns how many there were; ValueError where there is none.
-    """
-    found = {id(m): m.to_linear() for m in model.modules() if isinstance(m, DoRALinear)}
-    if not found or id(model) in found:
-        raise ValueError("model: expected DoRALinear layers inside it, got none")
-    _swap(model, found)
-    return len(found)
-
-
-def _swap(model: nn.Module, by_id: dict[int, nn.Module]) -> None:
-    """Put other modules in the places of some, wherever each stands."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if id(child) in by_id and by_id[id(child)] is not parent:
-                parent._modules[name] = by_id[id(child)]
+    for setting, value, allowed in (
+        ("norm_axis", norm_axis, AXES),
+        ("norm_grad", norm_grad, MODES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{setting}: expected one of {allowed}, got {value!r}")
