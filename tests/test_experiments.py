@@ -1,6 +1,7 @@
 """The paper's figures as commands: resumable, reproducible, honest about what they chose by."""
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -315,6 +316,14 @@ def test_the_command_line(tiny_sweep, tmp_path, capsys):
         assert stopped.value.code == 2
         assert f"{bad[1].strip('-')}: expected" in capsys.readouterr().err
     assert main(["verify", str(path)]) == 0
+
+
+def test_what_is_not_installed_is_named_with_its_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["figure2", "--short", "--jobs", "1", "--out", str(tmp_path / "f.json")])
+    assert stopped.value.code == 2
+    assert 'tqdm.auto is not installed: pip install "minidora[lessons]"' in capsys.readouterr().err
 
 
 def test_every_experiment_has_committed_results():

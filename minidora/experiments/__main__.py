@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         results = run(arguments.command, out, **options)
     except (ValueError, OSError) as error:
         parser.exit(2, f"python -m minidora.experiments {arguments.command}: {error}\n")
+    except ModuleNotFoundError as missing:
+        parser.exit(2, f'{missing.name} is not installed: pip install "minidora[lessons]"\n')
     except KeyboardInterrupt:
         parser.exit(130, "\ninterrupted; the seeds that were finished are kept\n")
     print(table(results))

@@ -135,6 +135,19 @@ def _in_range(small: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]
     return small / largest, largest
 
 
+def _without_autocast(gradients):
+    """A backward (ctx, dy), differentiated once, that computes in the dtypes it is given."""
+
+    @once_differentiable
+    def backward(ctx, dy):
+        if _autocasts(dy):
+            with torch.autocast(dy.device.type, enabled=False):
+                return gradients(ctx, dy)
+        return gradients(ctx, dy)
+
+    return backward
+
+
 class _PerOutput(torch.autograd.Function):
     """One magnitude for each row of W0."""
 
@@ -163,17 +176,9 @@ class _PerOutput(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @_without_autocast
     def backward(ctx, dy):
-        """Gradients of x, A, B, m and bias."""
-        if _autocasts(dy):
-            with torch.autocast(dy.device.type, enabled=False):
-                return _PerOutput.gradients(ctx, dy)
-        return _PerOutput.gradients(ctx, dy)
-
-    @staticmethod
-    def gradients(ctx, dy):
-        """See `minidora.factored`, whose lines these are."""
+        """Gradients of x, A, B, m and bias; see `minidora.factored`, whose lines these are."""
         x, W0, A, B, m, mask, z, h, c, *products = ctx.saved_tensors
         s, exact, _ = ctx.settings
         n, r, dtype = len(x), len(A), W0.dtype
@@ -236,17 +241,9 @@ class _PerInput(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @_without_autocast
     def backward(ctx, dy):
-        """Gradients of x, A, B, m and bias."""
-        if _autocasts(dy):
-            with torch.autocast(dy.device.type, enabled=False):
-                return _PerInput.gradients(ctx, dy)
-        return _PerInput.gradients(ctx, dy)
-
-    @staticmethod
-    def gradients(ctx, dy):
-        """See `minidora.factored`, whose lines these are."""
+        """Gradients of x, A, B, m and bias; see `minidora.factored`, whose lines these are."""
         x, W0, A, B, m, mask, BV, h, c = ctx.saved_tensors
         s, exact, _ = ctx.settings
         dtype = W0.dtype

@@ -177,7 +177,12 @@ def kept_by_torch(use_dora, n=512, d=1024, r=16):
     """Elements PEFT's layer keeps for backward beyond x and the parameters, in units of n * d."""
     x, _, W0, A, B, m = arguments(d, d, n, r)
     layer, tx = peft_layer(W0, A, B, m, use_dora), torch.from_numpy(x).requires_grad_()
-    own = {p.untyped_storage().data_ptr() for p in (tx, *layer.parameters())}
+    return kept_by(lambda: layer(tx), (tx, *layer.parameters())) / (n * d)
+
+
+def kept_by(function, tensors):
+    """Elements that autograd keeps for the backward of function() beside some tensors' own."""
+    own = {t.untyped_storage().data_ptr() for t in tensors}
     kept = {}
 
     def pack(t):
@@ -186,9 +191,9 @@ def kept_by_torch(use_dora, n=512, d=1024, r=16):
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = layer(tx)
+        y = function()
     del y
-    return sum(kept.values()) / (n * d)
+    return sum(kept.values())
 
 
 def machine():

@@ -9,6 +9,7 @@ over the rounds of the ratio to another contestant of the same round.
 """
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -116,18 +117,9 @@ def kept_elements(norm_grad, shape=(1024, 1024, 512, 16)):
     x, _, W0, A, B, m = (torch.from_numpy(a) for a in bench_layer.arguments(*shape))
     x, A, B, m = (t.requires_grad_() for t in (x, A, B, m))
     W0_sq = squared_norms(W0, "per_output")
-    own = {t.untyped_storage().data_ptr() for t in (x, W0, A, B, m, W0_sq)}
-    kept = {}
-
-    def pack(t):
-        if t.untyped_storage().data_ptr() not in own:
-            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // t.element_size()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = dora(x, W0, A, B, m, SCALE, norm_grad=norm_grad, W0_sq=W0_sq)
-    del y
-    return sum(kept.values()) / (n * d_out)
+    given = (x, W0, A, B, m)
+    run = functools.partial(dora, *given, SCALE, norm_grad=norm_grad, W0_sq=W0_sq)
+    return bench_layer.kept_by(run, (*given, W0_sq)) / (n * d_out)
 
 
 def report_on(results, peaks):
