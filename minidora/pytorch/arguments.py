@@ -33,7 +33,7 @@ def checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
             raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
     given = {"x": x, "W0": W0, "A": A, "B": B, "m": m}
     optional = {"bias": bias, "mask": mask, "W0_sq": W0_sq}
-    given |= {name: value for name, value in optional.items() if value is not None}
+    given.update({name: value for name, value in optional.items() if value is not None})
     for name, value in given.items():
         _floating(name, value)
         if value.device != x.device:
@@ -44,8 +44,9 @@ def checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         # as `torch.nn.functional.linear` takes them
         dtype = torch.get_autocast_dtype(x.device.type)
-        cast = {n: given[n].to(dtype) for n in ("x", "W0", "bias", "mask") if n in given}
-        given |= cast
+        for name in ("x", "W0", "bias", "mask"):
+            if name in given:
+                given[name] = given[name].to(dtype)
     _dtypes(given)
     x, W0, bias, mask = (given.get(name) for name in ("x", "W0", "bias", "mask"))
     if mask is not None:
@@ -56,7 +57,7 @@ def checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
 
 def number(name: str, value) -> float:
     """A finite Python float; a tensor is none, for it would get no gradient."""
-    if isinstance(value, bool | str | Tensor) or not isinstance(value, Real):
+    if isinstance(value, (bool, str, Tensor)) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     if not isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value!r}")

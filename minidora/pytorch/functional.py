@@ -66,7 +66,8 @@ def _apply(call: Call, norm_axis, norm_grad, W0_sq) -> Tensor:
         W0_sq = squared_norms(call.W0, norm_axis)
     function = _PerOutput if norm_axis == "per_output" else _PerInput
     settings = (call.scale, norm_grad == "exact", call.eps)
-    return function.apply(*call[:7], W0_sq, settings)
+    x, W0, A, B, m, bias, mask = call.x, call.W0, call.A, call.B, call.m, call.bias, call.mask
+    return function.apply(x, W0, A, B, m, bias, mask, W0_sq, settings)
 
 
 def squared_norms(W0: Tensor, norm_axis: str) -> Tensor:
