@@ -205,7 +205,7 @@ class DoRALinear(nn.Module):
     def _apply(self, fn, recurse=True):
         m = self.lora_magnitude_vector.data
         super()._apply(fn, recurse)
-        self._seen = None
+        self._seen = None  # which held on to the old weight's memory
         if self.merged:
             self._W0.data = fn(self._W0.data)
         parameter = self.lora_magnitude_vector
