@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._arguments import Array, cast, one_of
-from ..nn.layer import Layer, walk
+from ..nn.layer import Layer, named, walk
 from ..nn.linear import DoRALinear, Linear, LoRALinear
 from .movement import Changes, adapter_changes, changes
 
@@ -70,9 +70,9 @@ class Recorder:
         linears = {path: layer.weight for path, layer in walk(base) if isinstance(layer, Linear)}
         targets = (targets,) if isinstance(targets, str) else tuple(targets)
         for target in targets:
-            if not any(_fits(path, target) for path in linears):
+            if not any(named(path, target) for path in linears):
                 raise ValueError(f"targets: expected names among {sorted(linears)}, got {target!r}")
-        self.W0 = {p: W for p, W in linears.items() if any(_fits(p, t) for t in targets)}
+        self.W0 = {p: W for p, W in linears.items() if any(named(p, t) for t in targets)}
         self.wanted = None if steps is None else set(steps)
         self.norm_axis = norm_axis
         self.recording = Recording([], list(self.W0), [])
@@ -86,10 +86,6 @@ class Recorder:
         found = [layer_changes(W0, layers[name], self.norm_axis) for name, W0 in self.W0.items()]
         self.recording.steps.append(int(step))
         self.recording.vectors.append(found)
-
-
-def _fits(path: str, target: str) -> bool:
-    return path == target or path.endswith("." + target)
 
 
 def layer_changes(W0: Array, layer: Layer, norm_axis: str) -> Changes:

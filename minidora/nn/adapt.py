@@ -8,7 +8,7 @@ import numpy as np
 from .._arguments import finite, one_of, positive_int
 from ..decomposition import norms
 from ..lora import init, scaling
-from .layer import Layer, own_arrays, parameters, rebuilt, trained, walk
+from .layer import Layer, named, own_arrays, parameters, rebuilt, trained, walk
 from .linear import Adapted, DoRALinear, Linear, LoRALinear, MagnitudeLinear
 
 METHODS = ("full", "lora", "dora", "magnitude")
@@ -96,7 +96,7 @@ def _matches(model: Layer, targets, settings: dict) -> dict[str, dict]:
                 f"targets: expected settings among {sorted(settings)} for {target!r},"
                 f" got {sorted(unknown)}"
             )
-        found = [p for p in linears if p == target or p.endswith("." + target)]
+        found = [path for path in linears if named(path, target)]
         if not found:
             raise ValueError(f"targets: expected names among {linears}, got {target!r}")
         chosen |= {path: {**settings, **own} for path in found}

@@ -51,6 +51,15 @@ def children(layer: Layer) -> Iterator[tuple[str, Layer]]:
                     yield f"{f.name}.{i}", item
 
 
+def named(path: str, target: str) -> bool:
+    """Whether a target means the layer at this path: its whole name, or its last parts.
+
+    >>> named("blocks.0.attn.q", "attn.q"), named("blocks.0.seq", "q")
+    (True, False)
+    """
+    return path == target or path.endswith("." + target)
+
+
 def walk(model: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
     """Every layer of a model with its path, the model itself first, under the path ""."""
     yield prefix, model
