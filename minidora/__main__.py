@@ -1,4 +1,4 @@
-"""The command line: `python -m minidora check`."""
+"""The command line: `python -m minidora check` and `kit`."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import __version__, check
 from ._files import write_whole
+from .kit import command as kit
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,9 +26,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     checking.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
     checking.add_argument("--seed", type=int, default=0, help="of the random cases (default 0)")
+    kit.add_arguments(
+        commands.add_parser("kit", help="hold a DoRA implementation against the conformance kit")
+    )
     arguments = parser.parse_args(argv)
     try:
-        return run_check(arguments)
+        return run_check(arguments) if arguments.command == "check" else kit.main(arguments)
     except (ValueError, OSError) as error:
         parser.exit(2, f"python -m minidora {arguments.command}: {error}\n")
 

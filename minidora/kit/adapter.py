@@ -1,0 +1,36 @@
+"""Finding a Python implementation by its name, and what it says of itself."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from .protocol import check_alternatives
+
+
+def load_adapter(target: str):
+    """The object that "package.module:Adapter" names; a class is called without arguments.
+
+    The current folder comes first in the search, as with `python -m`.
+    """
+    module_name, _, name = target.partition(":")
+    if not module_name or not name:
+        raise ValueError(f"--impl: expected package.module:Adapter, got {target!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    found = importlib.import_module(module_name)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"--impl: expected a name in {module_name}, got {name!r}")
+        found = getattr(found, part)
+    return found() if isinstance(found, type) else found
+
+
+def described(adapter) -> dict:
+    """{"name", "version", "alternatives"} of an adapter, checked."""
+    alternatives = check_alternatives(getattr(adapter, "alternatives", None))
+    return {
+        "name": str(getattr(adapter, "name", type(adapter).__name__)),
+        "version": str(getattr(adapter, "version", "unknown")),
+        "alternatives": {name: list(values) for name, values in alternatives.items()},
+    }

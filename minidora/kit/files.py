@@ -1,0 +1,100 @@
+"""The case files: read, and refused where they are not the ones that were published."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .protocol import with_rows
+
+FOLDER = Path(__file__).parent / "cases"
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True)
+class KitCase:
+    """One case file; SPEC.md, part 3, says what each entry is."""
+
+    kit: str
+    name: str
+    kind: str
+    clauses: tuple[str, ...]
+    level: str
+    flags: tuple[str, ...]
+    requires: dict[str, str]
+    dtypes: tuple[str, ...]
+    tolerances: dict[str, float | None]  # None: finite is enough
+    scale: float | None
+    settings: dict
+    inputs: dict[str, np.ndarray]
+    expected: dict  # arrays, or {"exact": array, "detached": array}
+    wrong: dict[str, dict]
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """Which operations it asks for."""
+        found = {"y": "forward", "W": "merge", "dA": "backward", "m": "init"}
+        asked = tuple(op for name, op in found.items() if name in self.expected)
+        return ("steps",) if "optimizer" in self.settings else asked
+
+
+class Altered(ValueError):
+    """A case file that is not the one the manifest names."""
+
+
+def load(folder: str | Path | None = None) -> list[KitCase]:
+    """Every case of the kit, in the manifest's order, each file held against its checksum.
+
+    Raises Altered (a ValueError) for a file that is missing, changed, or not in the manifest, and
+    OSError where the folder cannot be read. Needs safetensors for the four long cases: without it
+    they are left out.
+    """
+    folder = FOLDER if folder is None else Path(folder)
+    data, (version, names) = {}, _manifest(folder)
+    for name, expected in names.items():
+        path = folder / name
+        if not path.is_file():
+            raise Altered(f"{path}: expected a file of kit {version}, got none")
+        data[name] = path.read_bytes()
+        came = hashlib.sha256(data[name]).hexdigest()
+        if came != expected:
+            raise Altered(f"{path}: expected sha256 {expected}, got {came}: the file was changed")
+    strangers = {p.name for p in folder.glob("*.json")} - set(names) - {MANIFEST, "schema.json"}
+    if strangers:
+        raise Altered(f"{folder}: expected the files of {MANIFEST} alone, got {sorted(strangers)}")
+    cases = (_case(json.loads(data[name]), data) for name in names if name.endswith(".json"))
+    return [case for case in cases if case is not None]
+
+
+def _manifest(folder: Path) -> tuple[str, dict[str, str]]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        return manifest["kit"], dict(manifest["sha256"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise Altered(f"{path}: expected a manifest with kit and sha256, got {error!r}") from error
+
+
+def _case(document: dict, data: dict[str, bytes]) -> KitCase | None:
+    """The case with its arrays, or None where they need safetensors and it is not installed."""
+    try:
+        arrays = {n: _arrays(document[n], data) for n in ("inputs", "expected", "wrong")}
+    except ModuleNotFoundError:
+        return None
+    with_rows(arrays["inputs"])
+    document = {n: tuple(v) if isinstance(v, list) else v for n, v in document.items()}
+    return KitCase(**(document | arrays))
+
+
+def _arrays(value, data: dict[str, bytes]):
+    if isinstance(value, list):
+        array = np.array(value, object)
+        integers = array.size and all(type(v) is int for v in array.reshape(-1))
+        return array.astype(np.int64 if integers else np.float64)  # null becomes NaN
+    if isinstance(value, dict) and value.keys() == {"file", "key"}:
+        from safetensors.numpy import load as load_arrays
+
+        return load_arrays(data[value["file"]])[value["key"]]
+    return {name: _arrays(entry, data) for name, entry in value.items()}

@@ -1,0 +1,144 @@
+"""What the kit asks of an implementation, and what an implementation says of itself.
+
+SPEC.md, part 2, is this module in words.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+
+ALTERNATIVES = {
+    "norm_axis": ("per_output", "per_input"),
+    "norm_grad": ("exact", "detached"),
+    "dropout": ("both", "low_rank"),
+    "zero_vector": ("unit", "dead"),
+    "layout": ("out_in", "in_out"),
+    "scaling": ("alpha_over_r", "alpha_over_sqrt_r"),
+    "strength": ("interpolated",),
+    "embedding": ("per_dimension", "per_token"),
+    "convolution": ("per_output",),
+    "dtype": ("float64", "float32", "bfloat16", "float16"),
+}
+"""The choices SPEC.md leaves open. What an implementation does not name, it is not asked for."""
+
+DEFAULTS = {"norm_axis": "per_output", "layout": "out_in", "dtype": "float64"}
+"""Taken where an implementation says nothing."""
+
+ANSWERS = {"init_magnitude": "m", "forward": "y", "merge": "W"}
+"""The one output that an operation gives; backward gives a gradient for each array."""
+
+ARRAYS = ("x", "tokens", "W0", "A", "B", "m", "bias", "mask", "dy")
+
+
+@dataclass
+class Request:
+    """One question: arrays in `dtype`, the rest as in SPEC.md.
+
+    bfloat16 values come as float32 arrays, and m is float32 at least, as magnitudes are kept.
+    """
+
+    op: str  # init_magnitude, forward, backward or merge
+    case: str  # requests with the same case are about the same layer, perhaps after a step
+    kind: str = "linear"  # linear, embedding or convolution
+    dtype: str = "float64"
+    norm_axis: str | None = None
+    norm_grad: str | None = None
+    dropout: str | None = None
+    zero_vector: str | None = None
+    layout: str = "out_in"
+    scaling: str | None = None
+    embedding: str | None = None
+    convolution: str | None = None
+    scale: float | None = None
+    alpha: float | None = None
+    strength: float = 1.0
+    stride: int = 1
+    padding: int = 0
+    x: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+    W0: np.ndarray | None = None
+    A: np.ndarray | None = None
+    B: np.ndarray | None = None
+    m: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    dy: np.ndarray | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The request as plain values; every number of a double comes through exactly."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in found.items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Request":
+        """The request again, from what `as_json` gave."""
+        values = {n: v for n, v in values.items() if n in {f.name for f in fields(cls)}}
+        for name in ARRAYS:
+            if values.get(name) is not None:
+                values[name] = np.array(values[name], numpy_dtype(values["dtype"], name))
+        return cls(**with_rows(values))
+
+
+def with_rows(arrays: dict) -> dict:
+    """x, mask and dy without rows get their last dimension back, which JSON cannot write."""
+    for name, width in (("x", "A"), ("mask", "A"), ("dy", "B")):
+        array = arrays.get(name)
+        if array is not None and array.size == 0:
+            size = arrays[width].shape[1] if width == "A" else len(arrays[width])
+            arrays[name] = array.reshape(0, size)
+    return arrays
+
+
+def numpy_dtype(dtype: str, name: str) -> np.dtype:
+    """What the array `name` of a request in that dtype comes in."""
+    if name == "tokens":
+        return np.dtype(np.int64)
+    if dtype == "bfloat16" or name == "m":
+        return np.result_type(np.float32, np.float64 if dtype == "float64" else np.float32)
+    return np.dtype(dtype)
+
+
+class Implementation(Protocol):
+    """A DoRA layer as the kit sees it. A method that is missing is skipped, by name.
+
+    A method may raise NotImplementedError("what is not there"): that request is skipped too.
+    Answers are arrays of any kind NumPy can read.
+    """
+
+    alternatives: dict[str, str | tuple[str, ...]]  # of ALTERNATIVES, one or several each
+
+    def init_magnitude(self, request: Request):
+        """The m a layer around W0 starts with."""
+
+    def forward(self, request: Request):
+        """The layer's output y for x (or tokens), W0, A, B, m, bias, mask and the settings."""
+
+    def backward(self, request: Request) -> dict:
+        """Gradients of sum(dy * y): {"dx", "dA", "dB", "dm", "dbias"}; no dx for tokens."""
+
+    def merge(self, request: Request):
+        """The adapted weight as one array, shaped like W0."""
+
+
+def check_alternatives(chosen: Any) -> dict[str, tuple[str, ...]]:
+    """What an implementation says it chooses, each as a tuple, the defaults filled in."""
+    if not isinstance(chosen, dict):
+        raise ValueError(f"alternatives: expected a dict or JSON object, got {chosen!r}")
+    found = {}
+    for name, value in {**DEFAULTS, **chosen}.items():
+        values = (value,) if isinstance(value, str) else value
+        if name not in ALTERNATIVES:
+            raise ValueError(
+                f"alternatives: expected names from {list(ALTERNATIVES)}, got {name!r}"
+            )
+        if not isinstance(values, list | tuple) or not values:
+            raise ValueError(
+                f"alternatives[{name!r}]: expected a name or a list of names, got {value!r}"
+            )
+        unknown = [v for v in values if v not in ALTERNATIVES[name]]
+        if unknown:
+            expected = " or ".join(map(repr, ALTERNATIVES[name]))
+            raise ValueError(f"alternatives[{name!r}]: expected {expected}, got {unknown[0]!r}")
+        found[name] = tuple(values)
+    return found

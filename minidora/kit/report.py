@@ -1,0 +1,85 @@
+"""A report as text for the terminal, as JSON and as Markdown."""
+
+import json
+from dataclasses import asdict
+
+from .runner import CaseResult, Report
+
+HEAD = ("case", "level", "verdict", "max rel error", "ulps", "note")
+
+
+def row(result: CaseResult) -> tuple[str, ...]:
+    """One variant as a row of the table."""
+    measured = bool(result.differences)
+    return (
+        str(result.variant),
+        result.variant.case.level,
+        {"pass": "pass", "fail": "FAIL", "skip": "skip"}[result.status],
+        f"{result.error:.1e}" if measured else "-",
+        f"{result.ulps:.3g}" if measured else "-",
+        result.note,
+    )
+
+
+def verdict(report: Report, *, strict: bool = False) -> list[str]:
+    """What to read first: conforms or not, the counts, the diagnoses."""
+    said = "conforms to" if report.conforms(strict=strict) else "does NOT conform to"
+    counts = ", ".join(f"{report.count(s)} {s}" for s in ("pass", "fail", "skip"))
+    chosen = ", ".join(f"{k} {'/'.join(v)}" for k, v in report.alternatives.items())
+    lines = [f"{report.name} {report.version} {said} kit {report.kit}: {counts}", f"({chosen})"]
+    for name, count in report.diagnoses.items():
+        lines.append(f"diagnosis: {name} ({count} case{'s' * (count > 1)})")
+    undiagnosed = sum(r.status == "fail" and not r.diagnoses for r in report.results)
+    if undiagnosed:
+        lines.append(f"{undiagnosed} failure{'s' * (undiagnosed > 1)} without a diagnosis")
+    return lines
+
+
+def text(report: Report, *, strict: bool = False) -> str:
+    """The table for a terminal, the verdict last."""
+    rows = [HEAD, *(row(r) for r in report.results)]
+    widths = [max(len(r[i]) for r in rows) for i in range(len(HEAD) - 1)]
+    lines = [
+        "  ".join([*(cell.ljust(w) for cell, w in zip(r, widths, strict=False)), r[-1]]).rstrip()
+        for r in rows
+    ]
+    return "\n".join([*lines, "", *verdict(report, strict=strict)])
+
+
+def markdown(report: Report, *, strict: bool = False) -> str:
+    """The same in Markdown, the verdict first."""
+    head, *rest = verdict(report, strict=strict)
+    cells = [[c.replace("|", "\\|").replace("\n", " ") for c in row(r)] for r in report.results]
+    rows = [HEAD, ["---"] * len(HEAD), *cells]
+    table = ["| " + " | ".join(r) + " |" for r in rows]
+    return "\n".join([f"**{head}**", "", *(f"- {line}" for line in rest), "", *table, ""])
+
+
+def as_json(report: Report, *, strict: bool = False) -> str:
+    """The same as JSON, every output's figures included; infinity is null."""
+    results = [
+        {
+            "case": r.variant.case.name,
+            "clauses": r.variant.case.clauses,
+            "level": r.variant.case.level,
+            "flags": r.variant.case.flags,
+            "dtype": r.variant.dtype,
+            "norm_grad": r.variant.norm_grad,
+            "status": r.status,
+            "outputs": [_finite(asdict(d)) | {"ok": d.ok} for d in r.differences],
+            "diagnoses": r.diagnoses,
+            "errors": r.errors,
+            "skipped": r.skipped,
+        }
+        for r in report.results
+    ]
+    about = {"kit": report.kit, "name": report.name, "version": report.version}
+    about |= {"alternatives": report.alternatives, "conforms": report.conforms(strict=strict)}
+    counts = {status: report.count(status) for status in ("pass", "fail", "skip")}
+    return json.dumps(
+        {**about, "counts": counts, "diagnoses": report.diagnoses, "results": results}, indent=1
+    )
+
+
+def _finite(values: dict) -> dict:
+    return {n: None if v == float("inf") else v for n, v in values.items()}

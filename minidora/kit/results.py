@@ -1,0 +1,84 @@
+"""Answers written as files, for those who would rather not be asked: `kit verify FOLDER`.
+
+FOLDER/implementation.json says {"name", "version", "alternatives"}; each other .json file there is
+one variant: {"case", and where it applies "norm_grad" and "dtype", and the outputs}.
+"""
+
+import json
+from pathlib import Path
+
+from .protocol import Request, check_alternatives
+
+ABOUT = "implementation.json"
+
+
+class Results:
+    """The kit's Implementation around a folder of answers."""
+
+    def __init__(self, folder: str | Path):
+        """Raises ValueError that names the file where one is not what it should be."""
+        self.folder = Path(folder)
+        if not (self.folder / ABOUT).is_file():
+            raise ValueError(f"{folder}: expected a folder with {ABOUT}, found none")
+        about = _read(self.folder / ABOUT)
+        self.name = str(about.get("name", self.folder.name))
+        self.version = str(about.get("version", "unknown"))
+        self.alternatives = check_alternatives(about.get("alternatives"))
+        self._answers: dict[tuple, dict] = {}
+        for path in sorted(self.folder.glob("*.json")):
+            if path.name != ABOUT:
+                self._add(path)
+        if not self._answers:
+            raise ValueError(f"{folder}: expected a file for each case, found none beside {ABOUT}")
+
+    def _add(self, path: Path) -> None:
+        answer = _read(path)
+        if not isinstance(answer.get("case"), str):
+            raise ValueError(f'{path}: expected an entry "case", got {sorted(answer)}')
+        key = (answer["case"], answer.get("norm_grad"), answer.get("dtype", "float64"))
+        if key in self._answers:
+            raise ValueError(f"{path}: expected one file for each variant, got a second for {key}")
+        self._answers[key] = answer
+
+    def unknown(self, cases) -> list[str]:
+        """Cases that are answered and that the kit does not have."""
+        names = {case.name for case in cases}
+        return sorted({case for case, _, _ in self._answers} - names)
+
+    def _find(self, request: Request, *outputs: str) -> dict:
+        for norm_grad in dict.fromkeys((request.norm_grad, None)):
+            answer = self._answers.get((request.case, norm_grad, request.dtype), {})
+            found = {name: answer[name] for name in outputs if name in answer}
+            if found:
+                return found
+        raise NotImplementedError(f"no file answers {request.case} with {outputs[0]}")
+
+    def init_magnitude(self, request: Request):
+        """The m on file."""
+        return self._find(request, "m")["m"]
+
+    def forward(self, request: Request):
+        """The y on file."""
+        return self._find(request, "y")["y"]
+
+    def merge(self, request: Request):
+        """The W on file."""
+        return self._find(request, "W")["W"]
+
+    def backward(self, request: Request) -> dict:
+        """The gradients on file."""
+        return self._find(request, "dA", "dB", "dm", "dx", "dbias")
+
+    def after_steps(self, request: Request) -> dict:
+        """A, B and m after each step, on file: [after the first, after the second]."""
+        return self._find(request, "A", "B", "m")
+
+
+def _read(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found

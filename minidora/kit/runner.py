@@ -1,0 +1,276 @@
+"""Every case put to an implementation, and every answer held against the expected one."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from .adapter import described
+from .compare import Difference, difference
+from .diagnosis import diagnose
+from .files import KitCase, load
+from .optimizer import update
+from .protocol import ANSWERS, ARRAYS, Request, check_alternatives, numpy_dtype
+
+SETTINGS = ("alpha", "strength", "stride", "padding")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A case in one dtype and, where it has gradients, one kind of them."""
+
+    case: KitCase
+    dtype: str
+    norm_grad: str | None
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.case.name, self.norm_grad, self.dtype)))
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What became of one variant."""
+
+    variant: Variant
+    status: str  # pass, fail or skip
+    differences: tuple[Difference, ...] = ()
+    skipped: tuple[str, ...] = ()  # what the implementation does not have
+    errors: tuple[str, ...] = ()  # what it raised or answered instead
+    diagnoses: tuple[str, ...] = ()
+
+    @property
+    def error(self) -> float:
+        """The largest relative error of its outputs."""
+        return max((d.error for d in self.differences), default=0.0)
+
+    @property
+    def ulps(self) -> float:
+        """The largest error of its outputs in units in the last place."""
+        return max((d.ulps for d in self.differences), default=0.0)
+
+    @property
+    def note(self) -> str:
+        """What to read: the diagnosis, the errors, what was left out."""
+        said = [f"diagnosis: {self.diagnoses[0]}"] if self.diagnoses else []
+        said += [str(d) for d in self.differences if not d.ok]
+        return "; ".join([*said, *self.errors, *(f"skipped: {what}" for what in self.skipped)])
+
+
+@dataclass
+class Report:
+    """What the kit found of one implementation."""
+
+    kit: str
+    name: str
+    version: str
+    alternatives: dict[str, tuple[str, ...]]
+    results: list[CaseResult] = field(default_factory=list)
+
+    def count(self, status: str) -> int:
+        """How many variants passed, failed or were skipped."""
+        return sum(result.status == status for result in self.results)
+
+    def conforms(self, *, strict: bool = False) -> bool:
+        """Whether something passed and nothing failed; a "should" may, unless strict."""
+        failed = [r for r in self.results if r.status == "fail"]
+        heavy = [r for r in failed if strict or r.variant.case.level != "should"]
+        return self.count("pass") > 0 and not heavy
+
+    @property
+    def diagnoses(self) -> dict[str, int]:
+        """The fewest mistakes that explain the diagnosed failures, with how many each explains."""
+        left = [set(r.diagnoses) for r in self.results if r.diagnoses]
+        found: dict[str, int] = {}
+        while left:
+            counts = Counter(name for names in left for name in sorted(names))
+            name, count = max(counts.items(), key=lambda item: item[1])
+            found[name] = count
+            left = [names for names in left if name not in names]
+        return found
+
+
+def run(implementation, cases: Iterable[KitCase] | None = None, *, each: Callable | None = None):
+    """Put the cases (all of the kit by default) to an Implementation; returns a Report.
+
+    each: called with every CaseResult as it comes. Whatever the implementation raises is a failure
+    of that case. Raises ValueError for alternatives that SPEC.md does not know, and for case files
+    that were changed.
+    """
+    cases = load() if cases is None else list(cases)
+    about = described(implementation)
+    chosen = check_alternatives(about["alternatives"])
+    report = Report(cases[0].kit if cases else "", about["name"], about["version"], chosen)
+    for case in cases:
+        for variant in variants(case, chosen):
+            result = answered(implementation, variant, chosen)
+            report.results.append(result)
+            if each:
+                each(result)
+    return _ranked(report)
+
+
+def variants(case: KitCase, chosen: dict) -> Iterator[Variant]:
+    """The dtypes and gradients of a case that an implementation chooses; at least one."""
+    if any(value not in chosen.get(name, ()) for name, value in case.requires.items()):
+        yield Variant(case, case.dtypes[0], None)  # to be skipped
+        return
+    has_gradients = {"dA", "A"} & case.expected.keys()
+    modes = chosen.get("norm_grad", (None,)) if has_gradients else (None,)
+    for dtype in [d for d in case.dtypes if d in chosen["dtype"]] or case.dtypes[:1]:
+        for norm_grad in modes:
+            yield Variant(case, dtype, norm_grad)
+
+
+def answered(implementation, variant: Variant, chosen: dict) -> CaseResult:
+    """One variant put to the implementation."""
+    missing = not_chosen(variant, chosen)
+    if missing:
+        return CaseResult(variant, "skip", skipped=(missing,))
+    talk = _Talk(implementation, variant)
+    if "steps" in variant.case.gives:
+        talk.steps()
+    else:
+        talk.once()
+    found = [d for d in talk.differences()]
+    failed = talk.errors or any(not d.ok for d in found)
+    status = "fail" if failed else "pass" if found else "skip"
+    names = ()
+    if any(not d.ok for d in found):
+        names = tuple(diagnose(variant.case, variant.dtype, variant.norm_grad, talk.got, found))
+    return CaseResult(variant, status, tuple(found), tuple(talk.skipped), tuple(talk.errors), names)
+
+
+def not_chosen(variant: Variant, chosen: dict) -> str:
+    """Why the implementation is not asked this, or nothing."""
+    case = variant.case
+    for name, value in {**case.requires, "dtype": variant.dtype}.items():
+        if value not in chosen.get(name, ()):
+            return f"{name} {value}"
+    if "steps" in case.gives and variant.norm_grad is None:
+        return "norm_grad (no gradients)"
+    return ""
+
+
+class _Talk:
+    """The questions of one variant, and what came of them."""
+
+    def __init__(self, implementation, variant: Variant):
+        self.implementation, self.variant, self.case = implementation, variant, variant.case
+        self.inputs = dict(variant.case.inputs)
+        self.got: dict = {}
+        self.skipped: list[str] = []
+        self.errors: list[str] = []
+
+    def request(self, op: str) -> Request:
+        """The question for the inputs as they are now; its arrays are the implementation's own."""
+        case, dtype = self.case, self.variant.dtype
+        named = {k: v for k, v in case.requires.items() if k not in ("strength", "dtype")}
+        settings = {n: case.settings[n] for n in SETTINGS if n in case.settings}
+        arrays = {
+            n: np.array(a, numpy_dtype(dtype, n)) for n, a in self.inputs.items() if n in ARRAYS
+        }
+        about = {"dtype": dtype, "norm_grad": self.variant.norm_grad}
+        about |= {"kind": case.kind, "scale": case.scale}
+        return Request(op, case.name, **(about | named | settings | arrays))
+
+    def ask(self, op: str):
+        """The answer; None where there is none, and then why is in `skipped` or `errors`."""
+        method = getattr(self.implementation, op, None)
+        if method is None:
+            self.skipped.append(f"{op} (no such method)")
+            return None
+        try:
+            answer = method(self.request(op))
+        except NotImplementedError as missing:
+            self.skipped.append(str(missing) or op)
+            return None
+        except Exception as error:  # whatever it raises: the run goes on
+            self.errors.append(f"{op}: {type(error).__name__}: {error}")
+            return None
+        if answer is None:
+            self.errors.append(f"{op}: answered None")
+        return answer
+
+    def once(self):
+        """init_magnitude, forward, merge and backward, as far as the case has them."""
+        case = self.case
+        if "m" not in case.inputs or "init" in case.gives:
+            m = self.ask("init_magnitude")
+            if m is not None and "m" in case.expected:
+                self.got["m"] = m
+            if "m" not in case.inputs:
+                if m is None:
+                    return
+                self.inputs["m"] = m
+        for op in ("forward", "merge"):
+            if op in case.gives:
+                answer = self.ask(op)
+                if answer is not None:
+                    self.got[ANSWERS[op]] = answer
+        if "backward" in case.gives:
+            self.got.update(self.gradients() or {})
+
+    def gradients(self) -> dict | None:
+        """The gradients that the case expects; one that is missing stays away."""
+        if self.variant.norm_grad is None:
+            self.skipped.append("backward (norm_grad is not among its alternatives)")
+            return None
+        answer = self.ask("backward")
+        if answer is None:
+            return None
+        if not isinstance(answer, dict):
+            kind = type(answer).__name__
+            self.errors.append(f"backward: expected a dict of gradients, got {kind}")
+            return None
+        expected = [n for n in self.case.expected if n.startswith("d")]
+        return {name: answer.get(name) for name in expected}
+
+    def steps(self):
+        """Two steps of the case's optimizer with the implementation's gradients."""
+        if hasattr(self.implementation, "after_steps"):  # it has the answers, as `Results` has
+            self.got = self.ask("after_steps") or {}
+            return
+        settings, state = self.case.settings["optimizer"], {}
+        after: dict[str, list] = {"A": [], "B": [], "m": []}
+        target = self.case.inputs["target"]
+        for step in (1, 2):
+            y = self.ask("forward")
+            try:
+                self.inputs["dy"] = np.asarray(y, np.float64) - target
+                found = self.ask("backward") if y is not None else None
+                for name in after if found is not None else ():
+                    gradient = np.asarray(found["d" + name], np.float64)
+                    value = np.asarray(self.inputs[name], np.float64)
+                    moved = update(value, gradient, state.setdefault(name, {}), step, settings)
+                    self.inputs[name] = moved.reshape(value.shape)
+                    after[name].append(self.inputs[name])
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                if y is not None:
+                    self.errors.append(f"step {step}: no usable answer: {error!r}")
+            if len(after["m"]) < step:
+                return
+        self.got = {name: np.stack(values) for name, values in after.items()}
+
+    def differences(self) -> Iterator[Difference]:
+        """Every output that came, held against what was expected."""
+        dtype, norm_grad = self.variant.dtype, self.variant.norm_grad
+        tolerance = self.case.tolerances[dtype]
+        tolerance = float("inf") if tolerance is None else tolerance
+        for name, expected in self.case.expected.items():
+            if name in self.got:
+                expected = expected[norm_grad] if isinstance(expected, dict) else expected
+                yield difference(name, self.got[name], expected, tolerance, dtype)
+
+
+def _ranked(report: Report) -> Report:
+    """Each result's diagnoses with the one that explains most of the run first."""
+    order = list(report.diagnoses)
+
+    def rank(name):
+        return order.index(name) if name in order else len(order)
+
+    report.results = [
+        replace(r, diagnoses=tuple(sorted(r.diagnoses, key=rank))) for r in report.results
+    ]
+    return report

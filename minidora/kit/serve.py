@@ -1,0 +1,55 @@
+"""A Python implementation as a program: `python -m minidora.kit.serve package.module:Adapter`.
+
+So that one that crashes or hangs costs an answer and not the run. What it prints goes to stderr.
+"""
+
+import json
+import sys
+import traceback
+
+from .adapter import described, load_adapter
+from .compare import as_array
+from .protocol import ANSWERS, Request
+
+
+def answer(adapter, question: dict) -> dict:
+    """The answer to one request, as plain values."""
+    if question["op"] == "hello":
+        return described(adapter)
+    method = getattr(adapter, question["op"], None)
+    if method is None:
+        return {"unsupported": f"{question['op']}: {type(adapter).__name__} has no such method"}
+    try:
+        found = method(Request.from_json(question))
+    except NotImplementedError as missing:
+        return {"unsupported": str(missing) or question["op"]}
+    except Exception as error:  # whatever a port raises is its answer
+        traceback.print_exc()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{where.name}, line {where.lineno} of {where.filename}"
+        return {"error": f"{type(error).__name__}: {error} (in {place})"}
+    if question["op"] != "backward":
+        return {ANSWERS[question["op"]]: plain(found)}
+    if not isinstance(found, dict):
+        return {"error": f"backward: expected a dict of gradients, got {type(found).__name__}"}
+    return {str(name): plain(value) for name, value in found.items()}
+
+
+def plain(value):
+    """Numbers as lists; anything else as text that says what it was."""
+    array = None if value is None else as_array(value)
+    return None if value is None else repr(value) if array is None else array.tolist()
+
+
+def main(target: str) -> None:
+    """Answer one request a line until stdin ends."""
+    out, sys.stdout = sys.stdout, sys.stderr
+    adapter = load_adapter(target)
+    for line in sys.stdin:
+        question = json.loads(line)
+        out.write(json.dumps({"id": question["id"], **answer(adapter, question)}) + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
