@@ -11,6 +11,7 @@ BIAS, DM, DBIAS = "y = y + r.bias\n", '{"dm": dm,', 'out["dbias"] = dy.sum(0)'
 SCALED, RADIAL = "dD = g * dQ\n", "dD = dD - U * (g[:, 0] * dm)[:, None]\n"
 UNIT, EXACT = "U = V / c[:, None]\n", 'if r.norm_grad == "exact":'
 MASK, THROUGH = "mask = 1.0 if r.mask is None else r.mask.reshape(x.shape)\n", "y = x @ P.T"
+ROWS = "dy = dy.reshape(-1, shape[-1])"
 DX = "dx = dy @ P + mask * (dy @ Q)\n"
 LORA = [(WEIGHT, "g = 1 + 0 * g; W = V\n")]
 
@@ -27,31 +28,36 @@ BUGS = {
     "squared norm, the root is missing": [(ROOT, "np.sum(rows.astype(np.float64) ** 2, 1)")],
     "sum of absolute values for a norm": [(ROOT, "np.sum(abs(rows), 1)")],
     "norm kept from before the step": [
-        (NORM, "c = self.__dict__.setdefault(f'{r.case} {r.dtype} {r.norm_grad}', self.length(V))\n")
+        (NORM, "c = self.__dict__.setdefault(f'{r.case} {r.norm_grad}', self.length(V))\n")
     ],
     "0/0 at a vector of V that is zero": [("tiny = 1e-12", "tiny = 0.0")],
     "norm summed in float16, which overflows or vanishes": [
         (ROOT, "np.sqrt(np.sum(rows.astype(self.half) ** 2, 1, dtype=self.half)).astype(float)"),
-        ("x, shape = self.inputs(r)", "self.half = np.dtype(r.dtype if r.dtype[0] == 'f' else 'f4'); "
-         "x, shape = self.inputs(r)"),
-        ("return self.length(rows)", "self.half = np.dtype('f8'); return self.length(rows)"),
+        ("tiny = 1e-12", "half = np.dtype('f2'); tiny = 1e-12"),
     ],
     "the squares of the norm cancelled to 0 or less": [
-        (NORM, "q = (W0 * W0).sum(1) + 2 * (W0 * D).sum(1) + (D * D).sum(1)\n"
-               "        c = np.where(V.any(1), np.sqrt(q), self.length(V))\n")
+        (
+            NORM,
+            "q = (W0 * W0).sum(1) + 2 * (W0 * D).sum(1) + (D * D).sum(1)\n"
+            "        c = np.where(V.any(1), np.sqrt(q), self.length(V))\n",
+        )
     ],
     "m starts at 1": [("return self.length(rows)", "return np.ones(len(rows))")],
     # scale and update
     "scale missing": [(UPDATE, "D = B @ A\n")],
     "scale applied twice": [(UPDATE, "D = s * s * (B @ A)\n")],
     "scale is alpha, not divided by r": [
-        ("return r.alpha / rank", "return r.alpha"), ("return r.alpha / np.sqrt(rank)", "return r.alpha")
+        ("return r.alpha / rank", "return r.alpha"),
+        ("return r.alpha / np.sqrt(rank)", "return r.alpha"),
     ],
-    "scale divided by r where the root of r was asked, or the other way": [("np.sqrt(rank)", "rank")],
+    "scale divided by r where the root of r was asked, or the other way": [
+        ("np.sqrt(rank)", "rank")
+    ],
     "B A subtracted": [(UPDATE, "D = -s * (B @ A)\n")],
     "strength ignored": [(WEIGHT, "W = g * V\n")],
     "strength multiplies B A, inside the norm": [
-        (UPDATE, "D = t * s * (B @ A)\n"), (WEIGHT, "W = g * V\n")
+        (UPDATE, "D = t * s * (B @ A)\n"),
+        (WEIGHT, "W = g * V\n"),
     ],
     # magnitude and weight
     "not divided by the norm": [(FACTOR, "g = m[:, None]\n")],
@@ -62,9 +68,10 @@ BUGS = {
         (WEIGHT, "W = (m / self.length(W0))[:, None] * W0 + D; g = 1 + 0 * g\n")
     ],
     "magnitude and norm act on the update alone": [(WEIGHT, "W = W0 + g * D\n")],
-    "the base alone, nothing is adapted": [('r.layout == "in_out" else W\n', 'r.layout == "in_out" else r.W0\n')],
-    "W0 used transposed": [('or r.layout == "in_out":\n            W0', 'or len(W0) == W0.shape[1]:\n'
-                            "            W0")],
+    "the base alone, nothing is adapted": [(" else W\n", " else r.W0\n")],
+    "W0 used transposed": [
+        ('or r.layout == "in_out":\n            W0', "or len(W0) == W0.shape[1]:\n            W0")
+    ],
     # bias and dropout
     "bias was scaled by m/c": [(BIAS, "y = y + r.bias * (g[:, 0] if self.by_rows(r) else 1)\n")],
     "bias missing": [(BIAS, "y = y + 0\n")],
@@ -100,7 +107,8 @@ BUGS = {
     "dA: scale missing": [('"dA": dA.', '"dA": (dA / (s or 1)).')],
     "dB: scale missing": [('"dB": dB.', '"dB": (dB / (s or 1)).')],
     "dA and dB: scale missing": [
-        ('"dA": dA.', '"dA": (dA / (s or 1)).'), ('"dB": dB.', '"dB": (dB / (s or 1)).')
+        ('"dA": dA.', '"dA": (dA / (s or 1)).'),
+        ('"dB": dB.', '"dB": (dB / (s or 1)).'),
     ],
     "dx: through V, not W": [(DX, "dx = dy @ (V if self.by_rows(r) else V.T)\n")],
     "dx: through W0 alone": [(DX, "dx = dy @ (W0 if self.by_rows(r) else W0.T)\n")],
@@ -112,10 +120,8 @@ BUGS = {
         (DBIAS, 'out["dbias"] = dy.sum(0) * (g[:, 0] if self.by_rows(r) else 1)')
     ],
     "dbias: a mean, not a sum": [(DBIAS, 'out["dbias"] = dy.mean(0)')],
-    "all gradients: a mean over rows, not a sum": [
-        ("dy = dy.reshape(-1, shape[-1])", "dy = dy.reshape(-1, shape[-1]); dy = dy / max(1, len(dy))")
-    ],
-}  # fmt: skip
+    "all gradients: a mean over rows, not a sum": [(ROWS, f"{ROWS}; dy = dy / max(1, len(dy))")],
+}
 
 UNNAMED = {
     "transposed storage ignored": [
@@ -126,5 +132,5 @@ UNNAMED = {
     ],
     "stride ignored": [("[:, :, ::stride, ::stride]", "[:, :, :, :]")],
     "padding ignored": [("(padding, padding), (padding, padding)", "(0, 0), (0, 0)")],
-    "low precision kept to the end": [("np.result_type(a, np.float32)", "np.float16")],
-}  # fmt: skip
+    "computed in float16 whatever was asked": [("np.result_type(a, np.float32)", "np.float16")],
+}

@@ -1,16 +1,16 @@
 """`python -m minidora kit run | verify | list`."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from .._files import write_whole
-from .adapter import load_adapter
-from .files import load
+from .files import FOLDER, left_out, load
 from .program import Failed, Program
 from .report import as_json, markdown, text
 from .results import Results
-from .runner import Report, run
+from .runner import CaseResult, Report, run
 
 
 def add_arguments(kit: argparse.ArgumentParser) -> None:
@@ -42,7 +42,10 @@ def add_arguments(kit: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run one command; 0 conforms, 1 does not. Raises ValueError or OSError for bad arguments."""
-    cases = [case for case in load() if arguments.only in case.name]
+    cases = load()
+    if missing := left_out(cases):
+        print(f"left out: {', '.join(missing)} (pip install safetensors)", file=sys.stderr)
+    cases = [case for case in cases if arguments.only in case.name]
     if not cases:
         raise ValueError(f"--only: expected part of a case's name, got {arguments.only!r}")
     if arguments.kit == "list":
@@ -65,15 +68,17 @@ def run_program(arguments: argparse.Namespace, cases) -> Report:
         raise ValueError(f"--timeout: expected seconds above 0, got {arguments.timeout}")
     command: str | list[str] = arguments.program
     if arguments.impl:
-        load_adapter(arguments.impl)  # its errors are clearer here
-        import sys
-
         command = [sys.executable, "-m", "minidora.kit.serve", arguments.impl]
     try:
         with Program(command, timeout=arguments.timeout) as program:
-            return run(program, cases)
+            return run(program, cases, each=progress if sys.stderr.isatty() else None)
     except Failed as failed:
         raise ValueError(f'{arguments.impl or arguments.program}: "hello": {failed}') from None
+
+
+def progress(result: CaseResult) -> None:
+    """Say on a terminal where the run is."""
+    print(f"\r{str(result.variant):60}", end="\r", file=sys.stderr, flush=True)
 
 
 def show(report: Report, arguments: argparse.Namespace) -> int:
@@ -89,8 +94,6 @@ def show(report: Report, arguments: argparse.Namespace) -> int:
 
 def list_cases(cases) -> int:
     """One line a case."""
-    from .files import FOLDER
-
     print(f"{len(cases)} cases in {FOLDER}; the clauses are in {FOLDER.parent / 'SPEC.md'}")
     for case in cases:
         catches = ", ".join(case.flags) or "-"

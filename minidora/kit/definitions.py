@@ -174,7 +174,9 @@ def masked(axis: str) -> list[Definition]:
             inputs["mask"] = mask(full, inputs["x"].shape)
             requires = {"norm_axis": axis, "dropout": dropout}
             where = ("must", ("dropout-terms",), requires, 1.5, inputs)
-            cases.append(Definition(full, ("P1", "P2"), *where, wrong=name == "dropout" and axis == AXES[0]))
+            cases.append(
+                Definition(full, ("P1", "P2"), *where, wrong=name == "dropout" and axis == AXES[0])
+            )
     return cases
 
 
@@ -248,7 +250,7 @@ def scalings() -> list[Definition]:
     for scaling in ("alpha_over_r", "alpha_over_sqrt_r"):
         requires = {"norm_axis": "per_output", "scaling": scaling}
         inputs = linear(scaling, rank=4)
-        where = ("should", ("scale-in-norm",), requires, None, inputs)
+        where = ("must", ("scale-in-norm",), requires, None, inputs)
         more = {"settings": {"alpha": 3.0}, "wrong": scaling == "alpha_over_r"}
         cases.append(Definition(scaling, ("S2",), *where, **more))
     return cases

@@ -39,7 +39,9 @@ def _found(case, norm_grad, got, differences) -> list[str]:
     failed = {d.output for d in differences if not d.ok}
     found = {name: as_array(value) for name, value in got.items()}
     tolerance = differences[0].tolerance
-    special = DEAD if case.requires.get("zero_vector") else CANCELLED if "D6" in case.clauses else ""
+    special = (
+        DEAD if case.requires.get("zero_vector") else CANCELLED if "D6" in case.clauses else ""
+    )
     if special:
         forward = failed & {"y", "W"}
         hollow = any(found[n] is not None and not np.isfinite(found[n]).all() for n in forward)

@@ -68,6 +68,13 @@ def load(folder: str | Path | None = None) -> list[KitCase]:
     return [case for case in cases if case is not None]
 
 
+def left_out(cases: list[KitCase], folder: str | Path | None = None) -> list[str]:
+    """Names of cases that `load` could not read, since safetensors is not installed."""
+    names = _manifest(FOLDER if folder is None else Path(folder))[1]
+    found = {f"{case.name}.json" for case in cases}
+    return [name[:-5] for name in names if name.endswith(".json") and name not in found]
+
+
 def _manifest(folder: Path) -> tuple[str, dict[str, str]]:
     path = folder / MANIFEST
     try:

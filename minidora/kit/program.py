@@ -115,7 +115,7 @@ def _parsed(line: str, number: int) -> dict:
 
 
 def _start(text: str, length: int = 100) -> str:
-    text = text.strip()
+    text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 

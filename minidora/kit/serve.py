@@ -44,7 +44,10 @@ def plain(value):
 def main(target: str) -> None:
     """Answer one request a line until stdin ends."""
     out, sys.stdout = sys.stdout, sys.stderr
-    adapter = load_adapter(target)
+    try:
+        adapter = load_adapter(target)
+    except (ImportError, ValueError) as error:
+        sys.exit(str(error))
     for line in sys.stdin:
         question = json.loads(line)
         out.write(json.dumps({"id": question["id"], **answer(adapter, question)}) + "\n")

@@ -1,0 +1,475 @@
+"""The kit's ways in: programs, well behaved and not, Python adapters, files, pytest, reports."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kit_port import Port
+
+from minidora.__main__ import main
+from minidora.kit import Program, load, run
+from minidora.kit.adapter import load_adapter
+from minidora.kit.program import Failed
+from minidora.kit.report import as_json, markdown, text
+from minidora.kit.results import Results
+from minidora.kit.serve import answer
+
+TESTS = Path(__file__).parent
+NODE = TESTS / "ports" / "dora.mjs"
+FEW = ("plain.per_output", "wide.per_output", "no_bias.per_output")
+
+PROGRAM = """
+import json, os, sys, time
+from kit_port import Port
+from minidora.kit.protocol import Request
+from minidora.kit.serve import answer
+port = Port()
+port.alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+for line in sys.stdin:
+    question = json.loads(line)
+    reply = {"id": question["id"], **answer(port, question)}
+    if question.get("case") == "wide.per_output" and question["op"] == "forward":
+        MISCHIEF
+    print(json.dumps(reply), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return [case for case in load() if case.name in FEW]
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Other processes find the port, and minidora."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Writes a program that does something of its own at one question."""
+
+    def write(mischief, source=PROGRAM):
+        path = tmp_path / "program.py"
+        path.write_text(source.replace("MISCHIEF", mischief))
+        return [sys.executable, str(path)]
+
+    return write
+
+
+def test_a_program_that_behaves_passes(program, cases):
+    with Program(program("pass")) as port:
+        report = run(port, cases)
+    assert [r.status for r in report.results] == ["pass"] * 3 and report.name == "Port"
+    assert port._running is None
+
+
+@pytest.mark.parametrize(
+    "mischief, said",
+    [
+        ("sys.exit(3)", "the program ended with exit code 3: it said nothing"),
+        ("raise RuntimeError('no memory')", "exit code 1: .*RuntimeError: no memory"),
+        ("os.kill(os.getpid(), 9)", "exit code -9"),
+        ("time.sleep(60)", "no answer within 3 s"),
+        ("print('y = 1, 2, 3'); continue", "the answer is not JSON: y = 1, 2, 3"),
+        ("print('[1, 2]', flush=True); continue", r"not a JSON object: \[1, 2\]"),
+        ("print('[' * 100000)", "the answer is not JSON"),
+        ("print('1' * 10000)", "the answer is not"),
+        ("reply['id'] = 7", "the answer has id 7, the question had"),
+        ("del reply['id']", "the answer has id None"),
+        ("print(json.dumps(reply))\n        reply['id'] = 0", "the answer has id 0"),
+        ("reply = {'id': question['id']}", 'forward was answered without "y"'),
+        ("reply['y'] = 'rows'", "y: expected numbers of shape"),
+        ("reply['y'] = None", "answered None"),
+        ("reply['y'] = reply['y'][0]", r"y: expected shape \(3, 3\), got shape \(3,\)"),
+        ("reply['y'][0][1] = float('nan')", r"y: expected -?[0-9.]+ at \[0, 1\], got nan"),
+        ("reply['y'][0][1] = None", r"at \[0, 1\], got nan"),
+        ("reply['y'][0][1] += 1", "y: relative error"),
+        ("reply = {'id': question['id'], 'error': 'I cannot'}", "I cannot"),
+        ("os.close(1); time.sleep(60)", "closed its output"),
+        ("sys.stdin.close(); sys.stdout.write('x' * 2**20); time.sleep(60)", "no answer within"),
+    ],
+)  # fmt: skip
+def test_a_program_that_misbehaves_fails_that_case_and_the_run_goes_on(
+    program, cases, mischief, said
+):
+    with Program(program(mischief), timeout=3) as port:
+        report = run(port, cases)
+    by_name = {r.variant.case.name: r for r in report.results}
+    assert {n: r.status for n, r in by_name.items()} == dict.fromkeys(FEW, "pass") | {
+        "wide.per_output": "fail"
+    }
+    with pytest.raises(AssertionError, match=f"(?s){said}"):
+        raise AssertionError(by_name["wide.per_output"].note)
+    assert not report.conforms()
+
+
+def test_what_hangs_is_killed_with_its_children(program, cases, tmp_path):
+    child = f"import time; time.sleep(2); open({str(tmp_path / 'alive')!r}, 'w')"
+    mischief = (
+        f"import subprocess; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    )
+    with Program(program(mischief), timeout=1) as port:
+        run(port, cases)
+    time.sleep(2.5)
+    assert not (tmp_path / "alive").exists()
+
+
+@pytest.mark.parametrize(
+    "source, said",
+    [
+        ("pass", "exit code 0"),
+        ("print('hello', flush=True); input()", "not JSON: hello"),
+        ("input(); print('{\"id\": 1}', flush=True); input()", 'without "alternatives"'),
+        ('input(); print(\'{"id": 1, "error": "no"}\', flush=True); input()', "no"),
+    ],
+)
+def test_a_program_that_does_not_say_hello(program, source, said, capsys):
+    command = program("", source)
+    with pytest.raises(Failed, match=said):
+        Program(command, timeout=5)
+    quoted = " ".join(f"'{part}'" for part in command)
+    with pytest.raises(SystemExit) as stopped:
+        main(["kit", "run", "--program", quoted, "--timeout", "5"])
+    assert stopped.value.code == 2 and '"hello"' in capsys.readouterr().err
+
+
+def test_no_shell_and_no_other_program(tmp_path, program):
+    with pytest.raises(Failed, match="does not start"):
+        Program(str(tmp_path / "nothing"))
+    trap = tmp_path / "trap"
+    command = program("", "import sys; print(sys.argv[1:], file=sys.stderr)")
+    with pytest.raises(Failed, match="touch"):  # it came as an argument
+        Program(f"{command[0]} {command[1]} ; touch {trap}")
+    assert not trap.exists()
+
+
+def test_unknown_alternatives_of_a_program(program):
+    hello = '{"id": 1, "alternatives": {"norm_axis": "columns"}}'
+    with pytest.raises(ValueError, match="expected 'per_output' or 'per_input', got 'columns'"):
+        Program(program("", f"input(); print({hello!r}, flush=True); input()"))
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
+def test_a_port_in_javascript_passes():
+    """Written from SPEC.md alone, so that the protocol is proved across languages."""
+    assert len(NODE.read_text(encoding="utf-8").splitlines()) <= 150
+    with Program(["node", str(NODE)]) as port:
+        report = run(port)
+    assert [r for r in report.results if r.status == "fail"] == []
+    assert report.conforms(strict=True) and report.count("pass") > 80
+    assert len(port.alternatives["norm_axis"]) == len(port.alternatives["norm_grad"]) == 2
+
+
+# Python adapters
+
+
+class Silent:
+    """Has nothing but a forward, for one axis."""
+
+    alternatives = {"norm_axis": "per_output"}
+
+    def forward(self, request):
+        if request.bias is not None:
+            raise NotImplementedError("bias")
+        return Port().forward(request)
+
+
+class Raising(Port):
+    alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+
+    def forward(self, request):
+        if request.case == "wide.per_output":
+            raise ZeroDivisionError("of mine")
+        return super().forward(request)
+
+    def backward(self, request):
+        return "gradients" if request.case == "wide.per_output" else super().backward(request)
+
+
+class Printing(Port):
+    alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+    name, version = "printer", "2.0"
+
+    def merge(self, request):
+        print("merging")
+        if request.case == "wide.per_output":
+            os._exit(5)
+        request.W0[:] = 0  # what it was given is its own
+        return super().merge(request) if request.case == "none" else Port().merge(request)
+
+
+def test_what_an_adapter_does_not_have_is_skipped_by_name(cases):
+    report = run(Silent(), cases)
+    by_name = {r.variant.case.name: r for r in report.results}
+    assert (
+        by_name["plain.per_output"].status == "skip" and "bias" in by_name["plain.per_output"].note
+    )
+    assert by_name["no_bias.per_output"].status == "pass"
+    assert "merge (no such method)" in by_name["no_bias.per_output"].skipped
+    assert any("norm_grad" in what for what in by_name["no_bias.per_output"].skipped)
+    assert report.conforms()
+
+
+def test_an_adapter_that_raises_fails_that_case(cases):
+    report = run(Raising(), cases)
+    assert [r.status for r in report.results] == ["pass", "fail", "pass"]
+    note = report.results[1].note
+    assert "forward: ZeroDivisionError: of mine" in note
+    assert "backward: expected a dict of gradients, got str" in note
+
+
+def test_an_adapter_runs_in_a_process_of_its_own(capsys):
+    command = ["kit", "run", "--impl", "test_kit_program:Printing", "--only", "per_output"]
+    assert main(command) == 1
+    out = capsys.readouterr().out
+    assert "printer 2.0 does NOT conform to kit 1.0" in out and "exit code 5" in out
+    assert "\nmerging" not in out and "plain.per_output exact float64" in out
+
+
+def test_serve_answers_as_the_protocol_says():
+    question = {"op": "hello", "id": 1, "kit": "1.0"}
+    assert answer(Port(), question)["alternatives"]["norm_grad"] == ["exact", "detached"]
+    W0 = [[3.0, 4.0]]
+    asked = {"op": "init_magnitude", "case": "x", "dtype": "float64", "W0": W0, "A": [[0.0, 0.0]]}
+    asked |= {"B": [[0.0]], "norm_axis": "per_output", "scale": 1.0, "not_known": 3}
+    assert answer(Port(), asked) == {"m": [5.0 + 1e-12]}
+    assert "unsupported" in answer(Silent(), {**asked, "op": "merge"})
+    broken = answer(Port(), {**asked, "op": "forward"})
+    assert "error" in broken and "line" in broken["error"]
+
+
+@pytest.mark.parametrize(
+    "target, said",
+    [
+        ("kit_port", "expected package.module:Adapter, got 'kit_port'"),
+        ("kit_port:Nothing", "expected a name in kit_port, got 'Nothing'"),
+        ("no_such_module:Adapter", "No module named 'no_such_module'"),
+    ],
+)
+def test_an_adapter_that_is_not_there(target, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["kit", "run", "--impl", target])
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_load_adapter_takes_objects_and_classes():
+    assert isinstance(load_adapter("kit_port:Port"), Port)
+    assert load_adapter("kit_port:Port.alternatives") is Port.alternatives
+
+
+# files of answers
+
+
+def write_results(folder, cases, port=None, **changed):
+    """The port's own answers, as files."""
+    port = port or Port()
+    folder.mkdir()
+    port.alternatives = {"norm_axis": "per_output", "norm_grad": ["exact", "detached"]}
+    port.alternatives |= {"zero_vector": "unit"} | changed
+    about = {"name": "filed", "version": "3", "alternatives": port.alternatives}
+    (folder / "implementation.json").write_text(json.dumps(about))
+    for result in run(_Recorder(port, folder), cases).results:
+        assert result.status in ("pass", "skip")
+
+
+class _Recorder:
+    """Writes down what a port answers on the way."""
+
+    def __init__(self, port, folder):
+        self.port, self.folder, self.alternatives = port, folder, port.alternatives
+        self.merge = self._writing("merge", "W")
+        self.forward = self._writing("forward", "y")
+        self.init_magnitude = self._writing("init_magnitude", "m")
+
+    def _writing(self, op, output):
+        def asked(request):
+            return self._write(request, {output: getattr(self.port, op)(request)})[output]
+
+        return asked
+
+    def backward(self, request):
+        return self._write(request, self.port.backward(request))
+
+    def _write(self, request, found):
+        key = {"case": request.case, "norm_grad": request.norm_grad, "dtype": request.dtype}
+        path = self.folder / f"{request.case} {request.norm_grad}.json"
+        old = json.loads(path.read_text()) if path.exists() else key
+        plain = {name: np.asarray(value).tolist() for name, value in found.items()}
+        path.write_text(json.dumps(old | plain))
+        return found
+
+
+def test_files_of_answers_are_verified(tmp_path, capsys):
+    few = [c for c in load() if "optimizer" not in c.settings]
+    write_results(tmp_path / "results", few)
+    assert main(["kit", "verify", str(tmp_path / "results"), "--strict"]) == 0
+    out = capsys.readouterr().out
+    assert "filed 3 conforms to kit 1.0" in out and "no file answers steps_sgd.per_output" in out
+    path = tmp_path / "results" / "plain.per_output exact.json"
+    found = json.loads(path.read_text())
+    bias = next(c for c in few if c.name == "plain.per_output").inputs["bias"]
+    path.write_text(json.dumps(found | {"y": (np.array(found["y"]) + bias).tolist()}))
+    assert main(["kit", "verify", str(tmp_path / "results")]) == 1
+    assert "diagnosis: bias added twice" in capsys.readouterr().out
+
+
+def test_steps_on_file(tmp_path):
+    (case,) = [c for c in load() if c.name == "steps_adamw.per_input"]
+    about = {"alternatives": {"norm_axis": "per_input", "norm_grad": "detached"}}
+    (tmp_path / "implementation.json").write_text(json.dumps(about))
+    expected = {n: v["detached"].tolist() for n, v in case.expected.items()}
+    right = {"case": case.name, "norm_grad": "detached"} | expected
+    (tmp_path / "one.json").write_text(json.dumps(right))
+    assert run(Results(tmp_path), [case]).conforms()
+    (tmp_path / "one.json").write_text(json.dumps(right | {"m": np.zeros((2, 5)).tolist()}))
+    assert not run(Results(tmp_path), [case]).conforms()
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        ({}, "expected a folder with implementation.json"),
+        ({"implementation.json": "{"}, "implementation.json: expected JSON"),
+        ({"implementation.json": "[]"}, "expected a JSON object, got list"),
+        ({"implementation.json": "{}"}, "alternatives: expected a dict or JSON object, got None"),
+        ({"implementation.json": '{"alternatives": {}}'}, "expected a file for each case"),
+        (
+            {"implementation.json": '{"alternatives": {}}', "a.json": '{"y": 1}'},
+            'a.json: expected an entry "case"',
+        ),
+        (
+            {
+                "implementation.json": '{"alternatives": {}}',
+                "a.json": '{"case": "one"}',
+                "b.json": '{"case": "one"}',
+            },
+            "b.json: expected one file for each variant",
+        ),
+        (
+            {"implementation.json": '{"alternatives": {}}', "a.json": '{"case": "one"}'},
+            r"expected the kit's cases, got \['one'\]",
+        ),
+    ],
+)
+def test_folders_that_hold_no_answers(tmp_path, capsys, files, said):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["kit", "verify", str(tmp_path)])
+    assert stopped.value.code == 2
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(capsys.readouterr().err)
+
+
+# reports
+
+
+def test_the_report_as_text_json_and_markdown(cases):
+    class Doubled(Port):
+        alternatives = {"norm_axis": "per_output", "norm_grad": "detached"}
+        name = "twice | the bias"
+
+        def forward(self, request):
+            y = super().forward(request)
+            return y if request.bias is None else y + request.bias
+
+    report = run(Doubled(), cases)
+    said = text(report)
+    assert said.splitlines()[0].split()[:3] == ["case", "level", "verdict"]
+    assert "twice | the bias unknown does NOT conform to kit 1.0: 1 pass, 2 fail, 0 skip" in said
+    assert "diagnosis: bias added twice (in the forward pass alone)" not in said
+    assert "diagnosis: bias added twice (2 cases)" in said
+    table = markdown(report)
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert len(rows) == 5 and all(line.count(" | ") == 5 for line in rows)
+    found = json.loads(as_json(report))
+    assert found["conforms"] is False and found["counts"] == {"pass": 1, "fail": 2, "skip": 0}
+    (y,) = [o for o in found["results"][0]["outputs"] if o["output"] == "y"]
+    assert y["ok"] is False and y["error"] > 0.1 and y["ulps"] > 1e10
+    assert found["diagnoses"] == {"bias added twice": 2}
+
+
+def test_should_counts_only_when_strict():
+    class OneDimension(Port):
+        alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+
+        def forward(self, request):
+            y = super().forward(request)
+            return y[None] if y.ndim == 1 else y
+
+    report = run(OneDimension())
+    failed = {r.variant.case.name for r in report.results if r.status == "fail"}
+    assert failed == {"one_vector.per_output"}
+    assert report.conforms() and not report.conforms(strict=True)
+    assert "conforms to" in text(report) and "does NOT" in text(report, strict=True)
+
+
+def test_the_command_writes_files_and_keeps_its_word(tmp_path, capsys):
+    files = ["--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]
+    textbook = "minidora.kit.adapters.numpy_layers:Textbook"
+    assert main(["kit", "run", "--impl", textbook, "--only", "plain", *files]) == 0
+    assert json.loads((tmp_path / "r.json").read_text())["conforms"] is True
+    assert (tmp_path / "r.md").read_text().startswith("**minidora.dora")
+    capsys.readouterr()
+    assert main(["kit", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert len(listed.splitlines()) == len(load()) + 1 and "SPEC.md" in listed
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--only", "nothing"], "--only: expected part of a case's name, got 'nothing'"),
+        (["--timeout", "0"], "--timeout: expected seconds above 0, got 0.0"),
+        (["--json", "no/folder/r.json"], "--json: expected a file in a folder that exists"),
+    ],
+)
+def test_bad_arguments(arguments, said, capsys):
+    textbook = "minidora.kit.adapters.numpy_layers:Textbook"
+    with pytest.raises(SystemExit) as stopped:
+        main(["kit", "run", "--impl", textbook, *arguments])
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_changed_case_files_stop_the_command(monkeypatch, tmp_path, capsys):
+    from minidora.kit import files
+
+    shutil.copytree(files.FOLDER, tmp_path / "cases")
+    path = tmp_path / "cases" / "wide.per_output.json"
+    path.write_text(path.read_text() + " ")
+    monkeypatch.setattr(files, "FOLDER", tmp_path / "cases")
+    with pytest.raises(SystemExit) as stopped:
+        main(["kit", "list"])
+    assert stopped.value.code == 2 and "the file was changed" in capsys.readouterr().err
+
+
+def test_three_lines_in_a_ports_own_tests(tmp_path):
+    lines = "from minidora.kit.testing import conformance\nfrom kit_port import Port\n"
+    for name, use in (("right", "test_dora = conformance(Port())"), ("wrong", WRONG_USE)):
+        (tmp_path / f"test_{name}.py").write_text(lines + use + "\n")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"]
+        ran = subprocess.run(
+            [*command, f"test_{name}.py"], cwd=tmp_path, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        if name == "right":
+            assert ran.returncode == 0 and "skipped: zero_vector dead" in ran.stdout
+        else:
+            assert ran.returncode == 1 and "diagnosis: magnitude missing" in ran.stdout
+
+
+WRONG_USE = """
+class Wrong(Port):
+    alternatives = {"norm_axis": "per_output"}
+    def run(self, r, **more):
+        r.m = r.m * 0 + 1
+        return super().run(r, **more)
+test_dora = conformance(Wrong())
+"""
