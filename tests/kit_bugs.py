@@ -115,7 +115,16 @@ BUGS = {
     "dx: W0's term missing": [(DX, "dx = mask * (dy @ (W - (W0 if self.by_rows(r) else W0.T)))\n")],
     "dx: mask ignored": [(DX, "dx = dy @ P + dy @ Q\n")],
     "dx: mask applied to everything": [(DX, "dx = mask * (dy @ P + dy @ Q)\n")],
-    "dA, dB and dm: mask ignored": [("dQ = dy.T @ (x * mask)", "dQ = dy.T @ x")],
+    "dA, dB and dm: mask ignored": [("(x * mask))\n        dP", "x)\n        dP")],
+    "dA, dB and dm: strength missing": [("dQ = t * (", "dQ = (")],
+    "dA, dB, dm and dbias: means over rows, not sums": [
+        ("dQ = t * (", "dQ = t / max(1, len(dy)) * ("),
+        ("dP = dy.T @ x", "dP = dy.T @ x / len(dy)"),
+        (DBIAS, 'out["dbias"] = dy.sum(0) / max(1, len(dy))'),
+    ],
+    "dA: of the wrong sign": [('"dA": dA.', '"dA": -dA.')],
+    "dB: of the wrong sign": [('"dB": dB.', '"dB": -dB.')],
+    "the zero vector is dead, not unit": [(FACTOR, "g = np.where(V.any(1), m / c, 0)[:, None]\n")],
     "dbias: multiplied by m/c": [
         (DBIAS, 'out["dbias"] = dy.sum(0) * (g[:, 0] if self.by_rows(r) else 1)')
     ],

@@ -97,7 +97,7 @@ class Port:
         dy = np.moveaxis(r.dy, 1, -1) if r.kind == "convolution" else r.dy
         dy = dy.reshape(-1, shape[-1])
         dx = dy @ P + mask * (dy @ Q)
-        dQ = dy.T @ (x * mask)
+        dQ = t * (dy.T @ (x * mask))
         dP = dy.T @ x if r.dropout == "low_rank" else dQ
         if not self.by_rows(r):
             dP, dQ = dP.T, dQ.T

@@ -17,6 +17,7 @@ class Difference:
     ulps: float  # the same in units in the last place of the largest expected entry
     tolerance: float
     message: str = ""  # what is wrong, where it is not a matter of size
+    worst: str = ""  # where the error is largest, and what a factor would explain
 
     @property
     def ok(self) -> bool:
@@ -26,7 +27,8 @@ class Difference:
     def __str__(self) -> str:
         if self.message:
             return f"{self.output}: {self.message}"
-        return f"{self.output}: relative error {self.error:.1e}, bound {self.tolerance:.0e}"
+        far = f"relative error {self.error:.1e}, bound {self.tolerance:.0e}"
+        return f"{self.output}: {far}{self.worst}"
 
 
 def difference(output: str, got, expected: np.ndarray, tolerance: float, dtype: str) -> Difference:
@@ -55,7 +57,21 @@ def difference(output: str, got, expected: np.ndarray, tolerance: float, dtype: 
     apart = float(np.abs(array - expected).max())
     largest = float(np.abs(expected).max())
     ulp = 2.0 ** np.floor(np.log2(largest)) * EPS[dtype] if largest else EPS[dtype]
-    return Difference(output, apart / (largest or 1.0), apart / ulp, tolerance)
+    worst = _worst(array, expected) if apart > tolerance * (largest or 1.0) else ""
+    return Difference(output, apart / (largest or 1.0), apart / float(ulp), tolerance, worst=worst)
+
+
+def _worst(got: np.ndarray, expected: np.ndarray) -> str:
+    """Where two arrays are farthest apart, and the factor between them, if there is one."""
+    where = np.unravel_index(np.abs(got - expected).argmax(), got.shape)
+    text = f", at {[int(i) for i in where]} {got[where]:.6g} for {expected[where]:.6g}"
+    square = (expected * expected).sum()
+    factor = (got * expected).sum() / square if square else 0.0
+    if square and np.abs(got - factor * expected).max() <= 1e-6 * np.abs(expected).max():
+        text += f", {factor:.6g} times what is expected"
+    elif got.ndim == 2 and got.shape[0] == got.shape[1] and np.allclose(got, expected.T):
+        text += ", the transpose of what is expected"
+    return text
 
 
 def as_array(value) -> np.ndarray | None:

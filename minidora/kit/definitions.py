@@ -1,15 +1,15 @@
 """What the kit's cases are: their inputs and what each is for. `generate` adds what they give.
 
-Every input is a multiple of 1/32 of at most 8 binary digits, so it is the same number in bfloat16,
-float16, float32 and float64, and one set of expected values serves every dtype. The numbers come
-from a hash of their names: no random generator, of any version, has a say.
+Most inputs are multiples of 1/32 of at most 8 binary digits, the same number in
+bfloat16, float16, float32 and float64, so that one set of expected values serves every dtype.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+
+from .inputs import draw, linear, mask
 
 VERSION = "1.0"
 AXES = ("per_output", "per_input")
@@ -34,40 +34,8 @@ class Definition:
     gives: tuple[str, ...] = ("forward", "merge", "backward")
     settings: dict = field(default_factory=dict)
     dtypes: tuple[str, ...] = DTYPES
-    tolerances: dict[str, float | None] = field(default_factory=lambda: TOLERANCES)
+    tolerances: dict[str, float | None] = field(default_factory=lambda: TOLERANCES)  # None: finite
     wrong: bool = False  # whether wrong answers are stored beside the right ones
-
-
-def draw(name: str, array: str, shape: tuple[int, ...], low=-96, high=96) -> np.ndarray:
-    """Numbers k/32, k from low to high without 0, out of a hash of the names."""
-    size = int(np.prod(shape))
-    digest = hashlib.shake_256(f"{name}/{array}".encode()).digest(4 * size)
-    k = np.frombuffer(digest, "<u4") % (high - low + 1) + float(low)
-    return np.where(k == 0, high, k).reshape(shape) / 32
-
-
-def linear(name, lead=(3,), d_out=4, d_in=5, rank=2, bias=True, axis="per_output"):
-    """Inputs of one linear layer: m away from the norm, B away from zero."""
-    shapes = {
-        "x": (*lead, d_in),
-        "W0": (d_out, d_in),
-        "A": (rank, d_in),
-        "B": (d_out, rank),
-        "m": (d_out if axis == "per_output" else d_in,),
-        "dy": (*lead, d_out),
-    }
-    if bias:
-        shapes["bias"] = (d_out,)
-    inputs = {array: draw(name, array, shape) for array, shape in shapes.items()}
-    inputs["m"] = draw(name, "m", shapes["m"], 16, 112)
-    return inputs
-
-
-def mask(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """An inverted-dropout mask of rate 1/5, 0 or 1.25, that surely holds both."""
-    drawn = np.where(draw(name, "mask", shape, 1, 100) * 32 <= 30, 0.0, 1.25)
-    drawn.reshape(-1)[:2] = 0.0, 1.25
-    return drawn
 
 
 FORWARD = ("F1", "D1", "D2", "D3", "D4", "B1", "M1")
@@ -78,7 +46,14 @@ def definitions() -> list[Definition]:
     """Every case, in the order of the report."""
     cases = []
     for axis in AXES:
-        cases += plain(axis) + special(axis) + masked(axis) + zero_vectors(axis) + steps(axis)
+        cases += (
+            plain(axis)
+            + special(axis)
+            + cancelling(axis)
+            + masked(axis)
+            + zero_vectors(axis)
+            + steps(axis)
+        )
         cases += optional(axis)
     return cases + scalings() + embeddings() + convolutions() + long_rows()
 
@@ -115,7 +90,7 @@ def plain(axis: str) -> list[Definition]:
 
 
 def special(axis: str) -> list[Definition]:
-    """Values where bugs hide or show: B = 0, m of any sign, a V that nearly cancels W0."""
+    """Values where bugs hide or show: B = 0, m of any sign, one entry."""
     case = partial(case_of, axis)
 
     def start(inputs):
@@ -128,6 +103,24 @@ def special(axis: str) -> list[Definition]:
         m = inputs["m"].copy()
         m[0], m[-1] = 0.0, -m[-1]
         return {"m": m}
+
+    of_start = {"d_out": 5, "d_in": 3} if axis == "per_output" else {"d_out": 3, "d_in": 5}
+    single = {"d_in": 1, "rank": 1} if axis == "per_output" else {"d_out": 1, "rank": 1}
+    init = {"shape": of_start, "change": start, "gives": ("init", "forward", "merge", "backward")}
+    larger = ("bias-scaled", "magnitude-not-trained")
+    return [
+        case("b_zero", ("G2", "G3"), ("norm-gradient",), change=lambda p: {"B": 0 * p["B"]}),
+        case("at_init", ("I1", "I2"), ("norm-axis", "magnitude-not-trained"), **init),
+        case("m_signs", ("D4", "G1"), ("dm-over-m",), change=signs, wrong=axis == AXES[0]),
+        case("m_large", ("D4", "G1"), larger, change=lambda p: {"m": p["m"] + 4}),
+        case("scale_zero", ("S1", "D4"), ("strength",), scale=0.0),
+        case("one_entry", ("G2",), ("norm-gradient",), shape=single, dtypes=WIDE),
+    ]
+
+
+def cancelling(axis: str) -> list[Definition]:
+    """A V that nearly cancels W0, and one that leaves hardly anything."""
+    case = partial(case_of, axis)
 
     def nearly(inputs):
         # rank one: W0 = -scale B A but for one entry of each vector
@@ -144,23 +137,12 @@ def special(axis: str) -> list[Definition]:
         W0[where] = 2.0**-30
         return {"W0": W0}
 
-    of_start = {"d_out": 5, "d_in": 3} if axis == "per_output" else {"d_out": 3, "d_in": 5}
-    single = {"d_in": 1, "rank": 1} if axis == "per_output" else {"d_out": 1, "rank": 1}
-    init = {"shape": of_start, "change": start, "gives": ("init", "forward", "merge", "backward")}
-    cancels = {"scale": 0.5, "shape": {"rank": 1}, "change": nearly, "dtypes": WIDE}
-    cancels["tolerances"] = {"float64": 1e-8, "float32": 1e-3}
-    finite = {"scale": 0.5, "shape": {"rank": 1}, "change": cancelled, "dtypes": WIDE}
-    finite["tolerances"] = {"float64": None, "float32": None}  # finite is enough
-    larger = ("bias-scaled", "magnitude-not-trained")
+    where = {"scale": 0.5, "shape": {"rank": 1}, "dtypes": WIDE}
+    loose, finite = {"float64": 1e-8, "float32": 1e-3}, {"float64": None, "float32": None}
+    some = {"change": nearly, "tolerances": loose, "level": "should"}
     return [
-        case("b_zero", ("G2", "G3"), ("norm-gradient",), change=lambda p: {"B": 0 * p["B"]}),
-        case("at_init", ("I1", "I2"), ("norm-axis", "magnitude-not-trained"), **init),
-        case("m_signs", ("D4", "G1"), ("dm-over-m",), change=signs, wrong=axis == AXES[0]),
-        case("m_large", ("D4", "G1"), larger, change=lambda p: {"m": p["m"] + 4}),
-        case("scale_zero", ("S1", "D4"), ("strength",), scale=0.0),
-        case("one_entry", ("G2",), ("norm-gradient",), shape=single, dtypes=WIDE),
-        case("cancels", ("D6",), ("cancellation",), **finite),
-        case("nearly_cancels", ("D5",), ("cancellation",), level="should", **cancels),
+        case("cancels", ("D6",), ("cancellation",), change=cancelled, tolerances=finite, **where),
+        case("nearly_cancels", ("D5",), ("cancellation",), **some, **where),
     ]
 
 
@@ -184,7 +166,7 @@ def zero_vectors(axis: str) -> list[Definition]:
     """A zero vector of W0 that has moved, and one that has not."""
 
     def zeroed(name, both):
-        inputs = linear(name, axis=axis)
+        inputs = linear(f"{name}.{axis}", axis=axis)  # unit and dead have the same
         index = (1, slice(None)) if axis == "per_output" else (slice(None), 1)
         inputs["W0"][index] = 0
         if both:
@@ -193,11 +175,12 @@ def zero_vectors(axis: str) -> list[Definition]:
         return inputs
 
     name, flags = f"zero_moved.{axis}", ("zero-vector-nan",)
-    moved = Definition(name, ("Z1",), "must", flags, {"norm_axis": axis}, 0.75, zeroed(name, False))
+    where = ("must", flags, {"norm_axis": axis}, 0.75, zeroed("zero_moved", False))
+    moved = Definition(name, ("Z1",), *where)
     still = []
     for zero in ("unit", "dead"):
         name, requires = f"zero_still.{zero}.{axis}", {"norm_axis": axis, "zero_vector": zero}
-        inputs = zeroed(name, True)
+        inputs = zeroed("zero_still", True)
         still.append(Definition(name, ("Z2", "Z3"), "must", flags, requires, 0.75, inputs))
     return [moved, *still]
 
@@ -239,8 +222,7 @@ def optional(axis: str) -> list[Definition]:
         name = f"strength_{'zero' if strength == 0 else 'half'}.{axis}"
         requires = {"norm_axis": axis, "strength": "interpolated"}
         where = ("may", ("strength",), requires, 0.75, linear(name, axis=axis))
-        more = {"gives": ("forward", "merge"), "settings": {"strength": strength}}
-        cases.append(Definition(name, ("S3",), *where, **more))
+        cases.append(Definition(name, ("S3",), *where, settings={"strength": strength}))
     return cases
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,10 @@ def document(case: Definition, large: dict[str, np.ndarray]) -> dict:
         return {"file": f"{case.name}.safetensors", "key": key}
 
     case_wrong = wrong_answers(case, exact(case.inputs)) if case.wrong else {}
+    if zero := case.requires.get("zero_vector"):
+        other = "dead" if zero == "unit" else "unit"
+        swapped = replace(case, requires=case.requires | {"zero_vector": other})
+        case_wrong[f"the zero vector is {other}, not {zero}"] = expected(swapped)
     return {
         "kit": VERSION,
         "name": case.name,

@@ -29,6 +29,11 @@ def verdict(report: Report, *, strict: bool = False) -> list[str]:
     lines = [f"{report.name} {report.version} {said} kit {report.kit}: {counts}", f"({chosen})"]
     for name, count in report.diagnoses.items():
         lines.append(f"diagnosis: {name} ({count} case{'s' * (count > 1)})")
+    outputs = report.failing_outputs
+    if any(outputs.values()):
+        wrong = ", ".join(f"{name} ({count})" for name, count in outputs.items() if count)
+        right = ", ".join(name for name, count in outputs.items() if not count) or "none"
+        lines.append(f"wrong outputs: {wrong}; always right: {right}")
     undiagnosed = sum(r.status == "fail" and not r.diagnoses for r in report.results)
     if undiagnosed:
         lines.append(f"{undiagnosed} failure{'s' * (undiagnosed > 1)} without a diagnosis")

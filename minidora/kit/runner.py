@@ -54,7 +54,12 @@ class CaseResult:
         """What to read: the diagnosis, the errors, what was left out."""
         said = [f"diagnosis: {self.diagnoses[0]}"] if self.diagnoses else []
         said += [str(d) for d in self.differences if not d.ok]
-        return "; ".join([*said, *self.errors, *(f"skipped: {what}" for what in self.skipped)])
+        said += [*self.errors, *(f"skipped: {what}" for what in self.skipped)]
+        if self.status == "fail":
+            said.append(f"clauses {' '.join(self.variant.case.clauses)}")
+        elif any(d.tolerance == float("inf") for d in self.differences):
+            said.append("finite is enough")
+        return "; ".join(said)
 
 
 @dataclass
@@ -76,6 +81,14 @@ class Report:
         failed = [r for r in self.results if r.status == "fail"]
         heavy = [r for r in failed if strict or r.variant.case.level != "should"]
         return self.count("pass") > 0 and not heavy
+
+    @property
+    def failing_outputs(self) -> dict[str, int]:
+        """The outputs that were wrong, with in how many variants, and those that never were."""
+        counts = {d.output: 0 for r in self.results for d in r.differences}
+        for wrong in (d for r in self.results for d in r.differences if not d.ok):
+            counts[wrong.output] += 1
+        return counts
 
     @property
     def diagnoses(self) -> dict[str, int]:
@@ -224,7 +237,11 @@ class _Talk:
             self.errors.append(f"backward: expected a dict of gradients, got {kind}")
             return None
         expected = [n for n in self.case.expected if n.startswith("d")]
-        return {name: answer.get(name) for name in expected}
+        missing = [name for name in expected if answer.get(name) is None]
+        if missing:
+            had = ", ".join(map(str, answer)) or "nothing"
+            self.errors.append(f"backward: {', '.join(missing)} missing; the answer has {had}")
+        return {name: answer[name] for name in expected if name not in missing}
 
     def steps(self):
         """Two steps of the case's optimizer with the implementation's gradients."""

@@ -53,7 +53,7 @@ CELLS: dict[str, Callable] = {
     "y": lambda p: (p.y_low_rank if p.dropout == "low_rank" else p.y_both) + p.b,
     "m0": lambda p: p.norm(p.W0),
     # backward; G is the gradient of W, or of its two parts where they see x differently
-    "G": lambda p: p.dy.T @ p.xm,
+    "G": lambda p: p.strength * (p.dy.T @ p.xm),
     "G0": lambda p: p.dy.T @ p.x if p.dropout == "low_rank" else p.G,
     "along": lambda p: _sum(p.G0 * p.W0 + p.G * p.delta, p.axis),  # sum(G V)
     "dm": lambda p: p.along / p.c,
@@ -178,7 +178,15 @@ GRADIENT: dict[str, Cells] = {
     "dx: W0's term missing": {"dx": lambda p: p.dxm if p.mask is None else p.dxm * p.mask},
     "dx: mask ignored": {"dx": lambda p: p.dx0 + p.dxm},
     "dx: mask applied to everything": {"dx": lambda p: (p.dx0 + p.dxm) * _there(p.mask)},
-    "dA, dB and dm: mask ignored": {"G": lambda p: p.dy.T @ p.x},
+    "dA, dB and dm: mask ignored": {"G": lambda p: p.strength * (p.dy.T @ p.x)},
+    "dA, dB and dm: strength missing": {"G": lambda p: p.dy.T @ p.xm},
+    "dA, dB, dm and dbias: means over rows, not sums": {
+        "G": lambda p: p.strength * (p.dy.T @ p.xm) / len(p.dy),
+        "G0": lambda p: p.dy.T @ p.x / len(p.dy) if p.dropout == "low_rank" else p.G,
+        "dbias": lambda p: p.dy.sum(axis=0) / len(p.dy),
+    },
+    "dA: of the wrong sign": {"dA": lambda p: -p.scale * (p.B.T @ p.dV)},
+    "dB: of the wrong sign": {"dB": lambda p: -p.scale * (p.dV @ p.A.T)},
     "dbias: multiplied by m/c": {"dbias": lambda p: p.g.reshape(-1) * p.dy.sum(axis=0)},
     "dbias: a mean, not a sum": {"dbias": lambda p: p.dy.sum(axis=0) / len(p.dy)},
     "all gradients: a mean over rows, not a sum": {
@@ -209,14 +217,17 @@ class Sheet:
 
 def given(case, arrays: dict, norm_grad: str) -> dict:
     """What a sheet starts from: x and dy as rows, W0 as (d_out, d_in), the settings."""
+    if case.kind == "embedding":
+        arrays = arrays | {"x": np.eye(len(arrays["W0"]))[arrays["tokens"]]}
     rank, alpha = len(arrays["A"]), case.settings.get("alpha")
     scale, other = case.scale, None
     if alpha is not None:
         scale, other = alpha / rank, alpha / rank**0.5
         if case.requires["scaling"] == "alpha_over_sqrt_r":
             scale, other = other, scale
-    axis = 1 if case.requires["norm_axis"] == "per_output" else 0
-    W0 = arrays["W0"].T if case.requires.get("layout") == "in_out" else arrays["W0"]
+    vectors = case.requires.get("norm_axis") or case.requires["embedding"]
+    axis = 1 if vectors in ("per_output", "per_dimension") else 0
+    W0 = arrays["W0"].T if _transposed(case) else arrays["W0"]
     rows = {
         name: arrays[name].reshape(-1, arrays[name].shape[-1]) if name in arrays else None
         for name in ("x", "dy", "mask")
@@ -246,9 +257,14 @@ def _as_answered(case, arrays, name, value):
     if name in ("m", "dm"):
         return value.reshape(-1)
     if name in ("y", "dx"):
-        of = arrays["x"].shape[:-1]
-        return value.reshape(*of, value.shape[-1])
-    return value.T if name == "W" and case.requires.get("layout") == "in_out" else value
+        lead = arrays["tokens"].shape if case.kind == "embedding" else arrays["x"].shape[:-1]
+        return value.reshape(*lead, value.shape[-1])
+    return value.T if name == "W" and _transposed(case) else value
+
+
+def _transposed(case) -> bool:
+    """Whether W0 is stored as (d_in, d_out); an embedding is a linear layer of one-hot rows."""
+    return case.kind == "embedding" or case.requires.get("layout") == "in_out"
 
 
 def after_steps(case, arrays: dict, changed: Cells, norm_grad: str, stale: bool = False) -> dict:
@@ -258,7 +274,8 @@ def after_steps(case, arrays: dict, changed: Cells, norm_grad: str, stale: bool 
         sheet = Sheet(given(case, p, norm_grad), changed)
         if stale and step == 1:
             changed = changed | {"c": lambda _, c=sheet.c: c}
-        sheet.dy = sheet.y - p["target"]
+        p["dy"] = sheet.y - p["target"]
+        sheet = Sheet(given(case, p, norm_grad), changed)
         for name, values in after.items():
             gradient = getattr(sheet, "d" + name).reshape(p[name].shape)
             settings = case.settings["optimizer"]

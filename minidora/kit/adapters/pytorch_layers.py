@@ -19,7 +19,9 @@ def plain(value: torch.Tensor):
 
 def gradients(y: torch.Tensor, dy, **leaves: torch.Tensor) -> dict:
     """Gradients of sum(dy * y), {"d" + name: array}."""
-    found = torch.autograd.grad(y, list(leaves.values()), tensor(dy, str(y.dtype)[6:]))
+    dy = tensor(dy, str(y.dtype)[6:])
+    inputs = list(leaves.values())
+    found = torch.autograd.grad(y, inputs, dy, allow_unused=True, materialize_grads=True)
     return {f"d{name}": plain(g) for name, g in zip(leaves, found, strict=True)}
 
 
