@@ -1,6 +1,7 @@
-"""Writing files whole or not at all."""
+"""Writing files, and folders of files, whole or not at all."""
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -19,3 +20,34 @@ def write_whole(path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_folder(path, files: dict[str, bytes], *, may_replace: tuple[str, ...]) -> None:
+    """Write a folder of files so that it is there whole or, if anything fails, as it was before.
+
+    The files go to another folder beside it, which then takes its place. Raises FileExistsError
+    where `path` is there and holds anything but files named in `may_replace`. If the machine stops
+    between the two renames, the old folder is whole under the name `.NAME.PID.old`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        strangers = sorted(p.name for p in path.iterdir() if p.name not in may_replace)
+        if strangers:
+            raise FileExistsError(f"{path}: expected a new folder, got one with {strangers[0]!r}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    partial.mkdir()
+    try:
+        for name, data in files.items():
+            write_whole(partial / name, data)
+        if path.exists():
+            os.rename(path, old)
+        try:
+            os.rename(partial, path)
+        except OSError:
+            if old.exists():
+                os.rename(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

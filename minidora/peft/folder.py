@@ -1,0 +1,201 @@
+"""Writing and reading adapter folders."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from .._arguments import Array, finite, one_of
+from .._files import write_folder
+from ..nn.layer import Layer, parameters, rebuilt, trained, walk
+from ..nn.linear import DoRALinear, Linear, LoRALinear, MagnitudeLinear
+from .config import check_targets, read_config, scale_of, setting_of
+
+CONFIG, ARRAYS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
+
+
+def save_adapter(
+    folder, model: Layer, *, rslora: bool = False, base_model: str | None = None
+) -> None:
+    """Write the LoRA or DoRA layers of `model` as a PEFT adapter folder, whole or not at all.
+
+    rslora: say by alpha / sqrt(r) what the scale is, not by alpha / r. base_model: a name for
+    `base_model_name_or_path`. A folder that is there already is replaced if it holds nothing but an
+    adapter. Raises ValueError that names the setting where a PEFT folder cannot hold the model:
+    magnitudes per input, a strength other than 1, LoRA beside DoRA, dropout rates that differ,
+    anything else that trains.
+    """
+    found = {path: la for path, la in walk(model) if isinstance(la, LoRALinear | DoRALinear)}
+    _check_can_hold(model, found)
+    ranks = {path: len(layer.A) for path, layer in found.items()}
+    alphas = {path: la.scale * ranks[path] ** (0.5 if rslora else 1) for path, la in found.items()}
+    rank, alpha = (Counter(of.values()).most_common(1)[0][0] for of in (ranks, alphas))
+    first = next(iter(found.values()))
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base_model,
+        "task_type": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": _plain(alpha),
+        "lora_dropout": first.dropout,
+        "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
+        "alpha_pattern": {path: _plain(a) for path, a in alphas.items() if a != alpha},
+        "target_modules": list(found),
+        "use_dora": isinstance(first, DoRALinear),
+        "use_rslora": bool(rslora),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+    for path, layer in found.items():
+        if not np.isclose(scale_of(config, path, ranks[path]), layer.scale, rtol=1e-12, atol=0):
+            raise ValueError(f"model: the name {path!r} is ambiguous beside {list(found)}")
+    arrays = {
+        f"{PREFIX}{path}.{key}": np.ascontiguousarray(getattr(layer, name))
+        for path, layer in found.items()
+        for name, key in KEYS.items()
+        if hasattr(layer, name)
+    }
+    from safetensors.numpy import save
+
+    text = json.dumps(config, indent=2) + "\n"
+    files = {CONFIG: text.encode(), ARRAYS: save(arrays, metadata={"format": "pt"})}
+    write_folder(folder, files, may_replace=(CONFIG, ARRAYS, PICKLE, "README.md"))
+
+
+def _check_can_hold(model: Layer, found: dict[str, Layer]) -> None:
+    """ValueError that names what a PEFT folder has no place for."""
+    for path, layer in walk(model):
+        if isinstance(layer, MagnitudeLinear):
+            raise ValueError(f"{path}: PEFT has no layer that trains a magnitude alone")
+    if not found:
+        raise ValueError("model: expected LoRALinear or DoRALinear layers, got none")
+    for path, layer in found.items():
+        if getattr(layer, "norm_axis", "per_output") != "per_output":
+            raise ValueError(f"{path}: norm_axis: PEFT has 'per_output', got {layer.norm_axis!r}")
+        if layer.strength != 1:
+            raise ValueError(f"{path}: strength: PEFT has 1, got {layer.strength}")
+    for what, values in (
+        ("kinds of layers", {type(layer).__name__ for layer in found.values()}),
+        ("dropout rates", {layer.dropout for layer in found.values()}),
+    ):
+        if len(values) > 1:
+            raise ValueError(f"model: PEFT has one for all {what}, got {sorted(values)}")
+    own = {f"{path}.{name}" for path in found for name in KEYS}
+    others = sorted(set(trained(model)) - own)
+    if others:
+        raise ValueError(f"trainable: a PEFT folder holds A, B and m alone, got {others} too")
+
+
+def load_adapter(folder, base: Layer, *, norm_grad: str = "exact") -> Layer:
+    """`base` with the adapters of a PEFT folder around its arrays, which are shared and frozen.
+
+    base: a network of minidora whose layers have the names that the folder was made for. norm_grad:
+    how DoRA layers train from here on; PEFT's own is "detached". Raises ValueError that names the
+    file, and the setting or the key, where the folder is damaged, asks for what minidora does not
+    have, or does not fit `base`; nothing is changed then.
+    """
+    one_of("norm_grad", norm_grad, ("exact", "detached"))
+    folder = Path(folder)
+    config = read_config(folder / CONFIG)
+    arrays = _arrays(folder)
+    linears = {path: layer for path, layer in walk(base) if isinstance(layer, Linear)}
+    found = _by_layer(folder / ARRAYS, arrays, config, linears)
+    try:
+        for path, array in parameters(base).items():
+            finite(path, array)
+        made = {
+            path: _layer(linears[path], own, config, path, norm_grad) for path, own in found.items()
+        }
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: {error}") from error
+    loaded = rebuilt(base, lambda path, layer: made.get(path) or _frozen(layer))
+    for array in parameters(base).values():
+        array.flags.writeable = False
+    return loaded
+
+
+def _frozen(layer: Layer) -> Layer:
+    return replace(layer, trainable=())
+
+
+def _arrays(folder: Path) -> dict[str, Array]:
+    """The arrays by key; bfloat16, which NumPy does not have, comes as float32."""
+    from safetensors import SafetensorError, deserialize
+
+    path = folder / ARRAYS
+    if not path.is_file():
+        pickle = f" ({PICKLE} is a pickle, which is never read)" * (folder / PICKLE).exists()
+        raise FileNotFoundError(f"{path}: expected the adapter's arrays, got no such file{pickle}")
+    try:
+        found = deserialize(path.read_bytes())
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+    arrays = {}
+    for key, about in found:
+        kind = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}.get(about["dtype"])
+        if kind is None:
+            raise ValueError(f"{path}: {key}: expected floating numbers, got {about['dtype']}")
+        array = np.frombuffer(about["data"], kind).reshape(about["shape"])
+        if about["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        arrays[key] = array.copy()
+    return arrays
+
+
+def _by_layer(path: Path, arrays, config, linears) -> dict[str, dict[str, Array]]:
+    """{path of a layer: its arrays by minidora's names}; every key accounted for."""
+    found: dict[str, dict[str, Array]] = {}
+    names = {key: name for name, key in KEYS.items()} | {f"{KEYS['m']}.weight": "m"}
+    expected = ("A", "B", "m") if config.get("use_dora") else ("A", "B")
+    for key, array in arrays.items():
+        matched = re.fullmatch(rf"{re.escape(PREFIX)}(.+?)\.(lora_.+)", key)
+        name = names.get(matched.group(2)) if matched else None
+        if name not in expected:
+            wanted = " or ".join(f"{PREFIX}<layer>.{KEYS[n]}" for n in expected)
+            raise ValueError(f"{path}: expected keys {wanted}, got {key!r}")
+        if matched.group(1) not in linears:
+            where = matched.group(1)
+            raise ValueError(f"{path}: {key}: the base has no linear layer {where!r}")
+        found.setdefault(matched.group(1), {})[name] = array
+    for where, own in found.items():
+        missing = [f"{PREFIX}{where}.{KEYS[name]}" for name in expected if name not in own]
+        if missing:
+            raise ValueError(f"{path}: expected {missing[0]!r}, got no such key")
+    check_targets(path, config, set(found), linears)
+    return found
+
+
+def _layer(linear: Linear, own: dict[str, Array], config, path: str, norm_grad: str) -> Layer:
+    """The adapted layer, its shapes and values checked."""
+    rank = setting_of(config.get("rank_pattern"), path, config["r"])
+    if own["A"].ndim != 2 or len(own["A"]) != rank:
+        shape = own["A"].shape
+        raise ValueError(f"{path}: expected rank {rank}, by r or rank_pattern, got A {shape}")
+    scale, dropout = scale_of(config, path, rank), config.get("lora_dropout") or 0.0
+    arrays = {name: array for name, array in own.items()}
+    if "m" in arrays:
+        arrays["m"] = arrays["m"].astype(np.result_type(arrays["m"], np.float32), copy=False)
+        more = {"norm_grad": norm_grad}
+        kind, more = DoRALinear, more
+    else:
+        kind, more = LoRALinear, {}
+    try:
+        return kind(
+            linear.weight, linear.bias, **arrays, scale=scale, dropout=dropout,
+            trainable=tuple(arrays), **more,
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _plain(number: float) -> int | float:
+    """8 for 8.0: what PEFT declares alpha to be, where it is."""
+    return int(number) if float(number).is_integer() else float(number)
