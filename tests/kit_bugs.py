@@ -13,7 +13,7 @@ UNIT, EXACT = "U = V / c[:, None]\n", 'if r.norm_grad == "exact":'
 MASK, THROUGH = "mask = 1.0 if r.mask is None else r.mask.reshape(x.shape)\n", "y = x @ P.T"
 ROWS = "dy = dy.reshape(-1, shape[-1])"
 DX = "dx = dy @ P + mask * (dy @ Q)\n"
-LORA = [(WEIGHT, "g = 1 + 0 * g; W = V\n")]
+LORA = [(WEIGHT, "g = 1 + 0 * g; W = W0 + t * D\n")]
 
 BUGS = {
     # the norm
@@ -55,6 +55,9 @@ BUGS = {
     ],
     "B A subtracted": [(UPDATE, "D = -s * (B @ A)\n")],
     "strength ignored": [(WEIGHT, "W = g * V\n")],
+    "strength moves m/c towards 1, so that 0 leaves W0 + scale B A": [
+        (WEIGHT, "W = V + t * (g * V - V)\n")
+    ],
     "strength multiplies B A, inside the norm": [
         (UPDATE, "D = t * s * (B @ A)\n"),
         (WEIGHT, "W = g * V\n"),

@@ -121,6 +121,16 @@ class Port:
         return out
 
 
+class TurnedPort(Port):
+    """Stores its weights as (d_in, d_out), always."""
+
+    alternatives = Port.alternatives | {"layout": "in_out"}
+
+    def forward(self, r):
+        assert r.kind != "linear" or r.layout == "in_out"
+        return super().forward(r)
+
+
 class DeadPort(Port):
     """A vector that is zero stays zero: m / c is 0 there."""
 

@@ -132,7 +132,8 @@ def check_alternatives(chosen: Any) -> dict[str, tuple[str, ...]]:
             raise ValueError(
                 f"alternatives: expected names from {list(ALTERNATIVES)}, got {name!r}"
             )
-        if not isinstance(values, list | tuple) or not values:
+        none_of_it = name == "norm_axis" and isinstance(value, list | tuple)  # no linear layers
+        if not isinstance(values, list | tuple) or not (values or none_of_it):
             raise ValueError(
                 f"alternatives[{name!r}]: expected a name or a list of names, got {value!r}"
             )

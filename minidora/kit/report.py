@@ -25,7 +25,7 @@ def verdict(report: Report, *, strict: bool = False) -> list[str]:
     """What to read first: conforms or not, the counts, the diagnoses."""
     said = "conforms to" if report.conforms(strict=strict) else "does NOT conform to"
     counts = ", ".join(f"{report.count(s)} {s}" for s in ("pass", "fail", "skip"))
-    chosen = ", ".join(f"{k} {'/'.join(v)}" for k, v in report.alternatives.items())
+    chosen = ", ".join(f"{k} {'/'.join(v)}" for k, v in report.alternatives.items() if v)
     lines = [f"{report.name} {report.version} {said} kit {report.kit}: {counts}", f"({chosen})"]
     for name, count in report.diagnoses.items():
         lines.append(f"diagnosis: {name} ({count} case{'s' * (count > 1)})")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .adapter import described
-from .compare import Difference, difference
+from .compare import Difference, as_array, difference
 from .diagnosis import diagnose
 from .files import KitCase, load
 from .optimizer import update
@@ -23,9 +23,11 @@ class Variant:
     case: KitCase
     dtype: str
     norm_grad: str | None
+    turned: bool = False  # W0 and W are stored as (d_in, d_out), though the case has them otherwise
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.case.name, self.norm_grad, self.dtype)))
+        turned = "in_out" if self.turned else ""
+        return " ".join(filter(None, (self.case.name, self.norm_grad, self.dtype, turned)))
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,10 @@ def variants(case: KitCase, chosen: dict) -> Iterator[Variant]:
         return
     has_gradients = {"dA", "A"} & case.expected.keys()
     modes = chosen.get("norm_grad", (None,)) if has_gradients else (None,)
+    alone = chosen["layout"] == ("in_out",) and "layout" not in case.requires
     for dtype in [d for d in case.dtypes if d in chosen["dtype"]] or case.dtypes[:1]:
         for norm_grad in modes:
-            yield Variant(case, dtype, norm_grad)
+            yield Variant(case, dtype, norm_grad, alone and case.kind == "linear")
 
 
 def answered(implementation, variant: Variant, chosen: dict) -> CaseResult:
@@ -183,6 +186,8 @@ class _Talk:
         arrays = {
             n: np.array(a, numpy_dtype(dtype, n)) for n, a in self.inputs.items() if n in ARRAYS
         }
+        if self.variant.turned:
+            named["layout"], arrays["W0"] = "in_out", np.ascontiguousarray(arrays["W0"].T)
         about = {"dtype": dtype, "norm_grad": self.variant.norm_grad}
         about |= {"kind": case.kind, "scale": case.scale}
         return Request(op, case.name, **(about | named | settings | arrays))
@@ -220,7 +225,8 @@ class _Talk:
             if op in case.gives:
                 answer = self.ask(op)
                 if answer is not None:
-                    self.got[ANSWERS[op]] = answer
+                    turned = self.variant.turned and op == "merge" and as_array(answer) is not None
+                    self.got[ANSWERS[op]] = np.transpose(answer) if turned else answer
         if "backward" in case.gives:
             self.got.update(self.gradients() or {})
 

@@ -112,6 +112,8 @@ FORWARD: dict[str, Cells] = {
     "W0 used transposed": {"W0": lambda p: p.given["W0"].T},
     "bias was scaled by m/c": {
         "b": lambda p: 0 if p.bias is None else p.g.reshape(p.bias.shape) * p.bias,
+        "dm": lambda p: (p.along + _beside(p.bias * p.dy.sum(axis=0), p.axis)) / p.c,
+        "dbias": lambda p: p.g.reshape(p.bias.shape) * p.dy.sum(axis=0),
     },
     "bias missing": {"b": lambda p: 0 * p.bias},
     "bias added twice": {"b": lambda p: 2 * p.bias},
@@ -121,6 +123,9 @@ FORWARD: dict[str, Cells] = {
         "dropout": lambda p: "low_rank" if p.given["dropout"] == "both" else "both",
     },
     "strength ignored": {"W": lambda p: p.adapted},
+    "strength moves m/c towards 1, so that 0 leaves W0 + scale B A": {
+        "W": lambda p: p.V + p.strength * (p.adapted - p.V),
+    },
     "strength multiplies B A, inside the norm": {
         "delta": lambda p: p.strength * p.scale * (p.B @ p.A),
         "W": lambda p: p.adapted,

@@ -1,16 +1,16 @@
-"""HF PEFT's DoRA around torch.nn.Linear, as released."""
+"""HF PEFT's DoRA layers, as released: Linear, transformers' Conv1D, Embedding, Conv2d."""
 
 import peft
 import torch
 from peft import LoraConfig
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import layer as lora
 
 from ..protocol import Request
-from .pytorch_layers import gradients, plain, tensor
+from .any_module import AnyModule, tensor
 
 
-class Linear:
-    """`peft.tuners.lora.Linear` with use_dora, one module a case, its parameters overwritten."""
+class Linear(AnyModule):
+    """PEFT's layer around torch.nn.Linear."""
 
     name, version = "PEFT Linear", peft.__version__
     alternatives = {
@@ -21,70 +21,80 @@ class Linear:
         "scaling": ("alpha_over_r", "alpha_over_sqrt_r"),
         "dtype": ("float64", "float32", "bfloat16", "float16"),
     }
+    places = {
+        "A": "lora_A.default.weight",
+        "B": "lora_B.default.weight",
+        "m": "lora_magnitude_vector.default.weight",
+        "bias": "base_layer.bias",
+    }
+    kind = lora.Linear
 
-    def __init__(self):
-        self._modules: dict[tuple, LoraLinear] = {}
-
-    def init_magnitude(self, request: Request):
-        """The m of a new layer around W0."""
-        return plain(self._new(request).lora_magnitude_vector["default"].weight)
-
-    def forward(self, request: Request):
-        """y, (..., d_out)."""
-        return plain(self._module(request)(tensor(request.x, request.dtype)))
-
-    def backward(self, request: Request) -> dict:
-        """Gradients by autograd."""
-        module = self._module(request)
-        x = tensor(request.x, request.dtype, trained=True)
-        leaves = {
-            "x": x,
-            "A": module.lora_A["default"].weight,
-            "B": module.lora_B["default"].weight,
-        }
-        leaves["m"] = module.lora_magnitude_vector["default"].weight
-        if request.bias is not None:
-            leaves["bias"] = module.base_layer.bias
-        return gradients(module(x), request.dy, **leaves)
-
-    def merge(self, request: Request):
-        """W, (d_out, d_in), from a module that is merged for good."""
-        module = self._filled(self._new(request), request)
-        module.merge()
-        return plain(module.base_layer.weight)
-
-    def _new(self, r: Request) -> LoraLinear:
-        base = torch.nn.Linear(r.W0.shape[1], r.W0.shape[0], bias=r.bias is not None)
-        base = base.to(getattr(torch, r.dtype))
-        base.weight.data.copy_(tensor(r.W0, r.dtype))
-        rank = len(r.A)
+    def build(self, base, r: Request):
+        """The layer, with the request's mask in place of random dropout."""
+        rank, transposed = len(r.A), r.layout == "in_out"
         config = LoraConfig(
             r=rank,
-            lora_alpha=r.alpha if r.alpha is not None else r.scale * rank,
+            lora_alpha=r.scale * rank if r.alpha is None else r.alpha,
             use_rslora=r.scaling == "alpha_over_sqrt_r",
             use_dora=True,
+            fan_in_fan_out=transposed,
         )
-        layer = LoraLinear(base, "default", config=config, r=rank, lora_alpha=config.lora_alpha)
-        return layer.to(getattr(torch, r.dtype))
-
-    def _module(self, r: Request) -> LoraLinear:
-        key = (r.case, r.dtype)
-        return self._filled(
-            self._modules.get(key) or self._modules.setdefault(key, self._new(r)), r
-        )
-
-    def _filled(self, module: LoraLinear, r: Request) -> LoraLinear:
-        """The module with the request's numbers, and its mask in place of random dropout."""
-        values = {module.lora_A["default"].weight: r.A, module.lora_B["default"].weight: r.B}
-        values[module.lora_magnitude_vector["default"].weight] = r.m
-        if r.bias is not None:
-            values[module.base_layer.bias.requires_grad_()] = r.bias
-        with torch.no_grad():
-            for parameter, value in values.items():
-                parameter.copy_(torch.as_tensor(value))
+        where = {"r": rank, "lora_alpha": config.lora_alpha}
+        if transposed:
+            where["is_target_conv_1d_layer"] = True
+        module = self.kind(base, "default", config=config, **where)
         if r.mask is not None:
             module.lora_dropout["default"] = Masked(tensor(r.mask, r.dtype))
-        return module
+        return module.to(getattr(torch, r.dtype))
+
+    def merged(self, module, r: Request):
+        """By the layer's own merge."""
+        module.merge()
+        return module.base_layer.weight
+
+
+class Conv1D(Linear):
+    """PEFT's layer around transformers' Conv1D, whose weight is (d_in, d_out)."""
+
+    name = "PEFT Conv1D (fan_in_fan_out)"
+    alternatives = {"norm_axis": "per_output", "norm_grad": "detached", "layout": "in_out"}
+
+    def _base(self, r: Request):
+        from transformers.pytorch_utils import Conv1D as Transposed
+
+        base = Transposed(r.W0.shape[1], r.W0.shape[0]).to(getattr(torch, r.dtype))
+        with torch.no_grad():
+            base.weight.copy_(tensor(r.W0, r.dtype))
+        return base
+
+
+class Embedding(Linear):
+    """PEFT's layer around torch.nn.Embedding."""
+
+    name, kind = "PEFT Embedding", lora.Embedding
+    alternatives = {
+        "norm_axis": (),
+        "norm_grad": "detached",
+        "embedding": "per_dimension",
+        "dtype": ("float64", "float32", "bfloat16", "float16"),
+    }
+    places = {
+        "A": "lora_embedding_A.default",
+        "B": "lora_embedding_B.default",
+        "m": "lora_magnitude_vector.default.weight",
+    }
+
+
+class Conv2d(Linear):
+    """PEFT's layer around torch.nn.Conv2d."""
+
+    name, kind = "PEFT Conv2d", lora.Conv2d
+    alternatives = {
+        "norm_axis": (),
+        "norm_grad": "detached",
+        "convolution": "per_output",
+        "dtype": ("float64", "float32", "bfloat16", "float16"),
+    }
 
 
 class Masked(torch.nn.Module):
