@@ -4,7 +4,7 @@ Each number or name in brackets is the bug's in the kit's SPEC.md, part 4. Where
 None, the kit has to catch the mistake and cannot name it.
 """
 
-ROOT = "np.sqrt(np.sum(rows.astype(np.float64) ** 2, 1))"
+ROOT = "np.sqrt(np.sum(rows.astype(np.float64) ** 2, 1) + self.tiny**2)"
 NORM, FACTOR = "c = self.length(V)\n", "g = (m / c)[:, None]\n"
 UPDATE, WEIGHT = "D = s * (B @ A)\n", "W = W0 + t * (g * V - W0)\n"
 BIAS, DM, DBIAS = "y = y + r.bias\n", '{"dm": dm,', 'out["dbias"] = dy.sum(0)'
@@ -25,15 +25,20 @@ BUGS = {
     "scale missing inside the norm": [(NORM, "c = self.length(W0 + B @ A)\n")],
     "scale applied to the norm's update twice": [(NORM, "c = self.length(W0 + s * D)\n")],
     "one norm for the whole matrix": [(NORM, "c = 0 * self.length(V) + np.sqrt((V * V).sum())\n")],
-    "squared norm, the root is missing": [(ROOT, "np.sum(rows.astype(np.float64) ** 2, 1)")],
-    "sum of absolute values for a norm": [(ROOT, "np.sum(abs(rows), 1)")],
+    "squared norm, the root is missing": [
+        (ROOT, "np.sum(rows.astype(np.float64) ** 2, 1) + self.tiny")
+    ],
+    "sum of absolute values for a norm": [(ROOT, "np.sum(abs(rows), 1) + self.tiny")],
     "norm kept from before the step": [
         (NORM, "c = self.__dict__.setdefault(f'{r.case} {r.norm_grad}', self.length(V))\n")
     ],
     "0/0 at a vector of V that is zero": [("tiny = 1e-12", "tiny = 0.0")],
     "norm summed in float16, which overflows or vanishes": [
-        (ROOT, "np.sqrt(np.sum(rows.astype(self.half) ** 2, 1, dtype=self.half)).astype(float)"),
-        ("tiny = 1e-12", "half = np.dtype('f2'); tiny = 1e-12"),
+        (
+            ROOT,
+            "self.tiny + np.sum(rows.astype(self.f2) ** 2, 1, dtype=self.f2).astype(float) ** 0.5",
+        ),
+        ("tiny = 1e-12", "f2 = np.dtype('f2'); tiny = 1e-12"),
     ],
     "the squares of the norm cancelled to 0 or less": [
         (

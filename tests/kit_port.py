@@ -20,7 +20,7 @@ class Port:
         "convolution": "per_output",
         "dtype": ("float64", "float32", "bfloat16", "float16"),
     }
-    tiny = 1e-12  # added to every norm: m / c is 1 for a vector that is and was zero
+    tiny = 1e-12  # under the root of every norm: m / c is 1 for a vector that is and was zero
 
     def init_magnitude(self, r):
         W0 = self.matrices(r)[0]
@@ -60,7 +60,7 @@ class Port:
         return W0.reshape(len(W0), -1), A.reshape(len(A), -1), B.reshape(len(B), -1)
 
     def length(self, rows):
-        return np.sqrt(np.sum(rows.astype(np.float64) ** 2, 1)) + self.tiny
+        return np.sqrt(np.sum(rows.astype(np.float64) ** 2, 1) + self.tiny**2)
 
     def inputs(self, r):
         """x as rows, and the shape that y gets."""

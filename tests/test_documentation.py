@@ -18,7 +18,7 @@ import minidora
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODULES = sorted(m.name for m in pkgutil.walk_packages(minidora.__path__, "minidora."))
-OPTIONAL = {"autograd", "torch", "matplotlib", "mpmath", "peft"}
+OPTIONAL = {"autograd", "torch", "matplotlib", "mpmath", "peft", "lycoris", "mlx", "torchtune"}
 
 
 def load(name):

@@ -12,7 +12,7 @@ from . import wrong
 from .compare import Difference, as_array
 from .files import KitCase
 
-SMALL = 1e-6  # an output below this is zero but for rounding
+SMALL = 1e-3  # the size below which an output is judged absolutely: it may be rounding alone
 CLOSE = 3e-6  # steps of AdamW depend so little on the gradient that a wider bound says nothing
 STALE = "norm kept from before the step"
 DEAD = "0/0 at a vector of V that is zero"
