@@ -1,4 +1,4 @@
-"""`python -m minidora kit run | verify | list`."""
+"""`python -m minidora kit run | verify | peers | list`."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .._files import write_whole
+from . import peers
 from .files import FOLDER, left_out, load
 from .program import Failed, Program
 from .report import as_json, markdown, text
@@ -24,13 +25,17 @@ def add_arguments(kit: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--program", metavar="COMMAND", help="JSON lines in and out; SPEC.md, part 2"
     )
-    running.add_argument(
-        "--timeout", type=float, default=30.0, help="seconds for one answer (default 30)"
-    )
     verifying = commands.add_parser("verify", help="hold files of answers against the cases")
     verifying.add_argument("folder", type=Path, help="with implementation.json and a file a case")
+    comparing = commands.add_parser("peers", help="real implementations against every clause")
+    comparing.add_argument("--peer", default="", metavar="TEXT", help="those whose name has it")
+    comparing.add_argument("--json", type=Path, metavar="FILE", help="also write all as JSON")
     listing = commands.add_parser("list", help="the cases, what each is for, and where they are")
-    for command in (running, verifying, listing):
+    for command in (running, comparing):
+        command.add_argument(
+            "--timeout", type=float, default=30.0, help="seconds for one answer (default 30)"
+        )
+    for command in (running, verifying, comparing, listing):
         command.add_argument("--only", default="", metavar="TEXT", help="cases whose name has it")
     for command in (running, verifying):
         command.add_argument("--strict", action="store_true", help='a "should" that fails counts')
@@ -42,6 +47,8 @@ def add_arguments(kit: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run one command; 0 conforms, 1 does not. Raises ValueError or OSError for bad arguments."""
+    if not 0 < getattr(arguments, "timeout", 1) < float("inf"):
+        raise ValueError(f"--timeout: expected seconds above 0, got {arguments.timeout}")
     cases = load()
     if missing := left_out(cases):
         print(f"left out: {', '.join(missing)} (pip install safetensors)", file=sys.stderr)
@@ -51,9 +58,11 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.kit == "list":
         return list_cases(cases)
     for option in ("json", "markdown"):
-        path = getattr(arguments, option)
+        path = getattr(arguments, option, None)
         if path and not path.resolve().parent.is_dir():
             raise ValueError(f"--{option}: expected a file in a folder that exists, got {path}")
+    if arguments.kit == "peers":
+        return compare_peers(arguments, cases)
     if arguments.kit == "verify":
         results = Results(arguments.folder)
         if unknown := results.unknown(load()):
@@ -64,8 +73,6 @@ def main(arguments: argparse.Namespace) -> int:
 
 def run_program(arguments: argparse.Namespace, cases) -> Report:
     """The program, or the Python adapter as a program."""
-    if not 0 < arguments.timeout < float("inf"):
-        raise ValueError(f"--timeout: expected seconds above 0, got {arguments.timeout}")
     command: str | list[str] = arguments.program
     if arguments.impl:
         command = [sys.executable, "-m", "minidora.kit.serve", arguments.impl]
@@ -74,6 +81,19 @@ def run_program(arguments: argparse.Namespace, cases) -> Report:
             return run(program, cases, each=progress if sys.stderr.isatty() else None)
     except Failed as failed:
         raise ValueError(f'{arguments.impl or arguments.program}: "hello": {failed}') from None
+
+
+def compare_peers(arguments: argparse.Namespace, cases) -> int:
+    """The matrix of implementations and clauses; 0 however they fare, for it is a measurement."""
+
+    def said(target):
+        print(f"{target} ...", file=sys.stderr, flush=True)
+
+    rows = peers.measure(peers.peers_named(arguments.peer), cases, arguments.timeout, said)
+    print(peers.matrix(rows, cases[0].kit))
+    if arguments.json:
+        write_whole(arguments.json, f"{peers.as_json(rows, cases[0].kit)}\n".encode())
+    return 0
 
 
 def progress(result: CaseResult) -> None:

@@ -6,6 +6,7 @@ So that one that crashes or hangs costs an answer and not the run. What it print
 import json
 import sys
 import traceback
+from pathlib import Path
 
 from .adapter import described, load_adapter
 from .compare import as_array
@@ -26,7 +27,7 @@ def answer(adapter, question: dict) -> dict:
     except Exception as error:  # whatever a port raises is its answer
         traceback.print_exc()
         where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{where.name}, line {where.lineno} of {where.filename}"
+        place = f"{where.name}, line {where.lineno} of {Path(where.filename).name}"
         return {"error": f"{type(error).__name__}: {error} (in {place})"}
     if question["op"] != "backward":
         return {ANSWERS[question["op"]]: plain(found)}

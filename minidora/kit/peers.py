@@ -1,0 +1,239 @@
+"""`python -m minidora kit peers`: real implementations against every clause, as a matrix."""
+
+import datetime
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from .files import KitCase
+from .program import Failed, Program
+from .runner import CaseResult, Report, run
+
+PEERS_EXTRA = 'pip install "minidora[peers]"'
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One implementation: its adapter, the modules it needs, and how to install them."""
+
+    target: str
+    needs: tuple[str, ...] = ()
+    install: str = ""
+
+    @property
+    def installed(self) -> bool:
+        """Whether every module it needs can be found."""
+        return all(importlib.util.find_spec(name) is not None for name in self.needs)
+
+
+TORCH, PEFT = 'pip install "minidora[torch]"', "pip install peft"
+PEERS = (
+    Peer("numpy_layers:Textbook"),
+    Peer("numpy_layers:Factored"),
+    Peer("pytorch_layers:Function", ("torch",), TORCH),
+    Peer("pytorch_layers:Module", ("torch",), TORCH),
+    Peer("peft_layers:Linear", ("peft",), PEFT),
+    Peer("peft_layers:Conv1D", ("peft", "transformers"), PEFT),
+    Peer("peft_layers:Embedding", ("peft",), PEFT),
+    Peer("peft_layers:Conv2d", ("peft",), PEFT),
+    Peer("torchtune_layers:Linear", ("torchtune", "torchao"), PEERS_EXTRA),
+    Peer("lycoris_layers:LoCon", ("lycoris",), PEERS_EXTRA),
+    Peer("mlx_layers:Linear", ("mlx_lm", "mlx"), PEERS_EXTRA),
+    Peer("mlx_layers:Embedding", ("mlx_lm", "mlx"), PEERS_EXTRA),
+)
+
+CLAUSES = {
+    # in the order of SPEC.md, in a few words
+    "D1": "V = W0 + s B A",
+    "D2": "one vector per output or per input",
+    "D3": "norm of V, with s, as it is now",
+    "D4": "W = m V / c, m of any sign",
+    "D5": "digits where V is small beside W0",
+    "D6": "finite where V nearly cancels W0",
+    "F1": "y = x Wᵀ + bias",
+    "F2": "a single vector, no rows",
+    "B1": "bias added once, not scaled",
+    "M1": "merged weight",
+    "G1": "dm",
+    "G2": "dV, exact or detached",
+    "G3": "dA and dB, with s",
+    "G4": "dx",
+    "G5": "dbias",
+    "G6": "sums, not means",
+    "I1": "m starts at the norms",
+    "I2": "B starts at 0",
+    "S1": "any scale, 0 and negative too",
+    "S2": "alpha / r, alpha / sqrt(r)",
+    "S3": "strength",
+    "P1": "dropout, forward",
+    "P2": "dropout, gradients",
+    "Z1": "a zero vector that has moved",
+    "Z2": "a zero vector that has not",
+    "Z3": "no NaN from zero vectors",
+    "T1": "no stale values after a step",
+    "T2": "two optimizer steps",
+    "Q1": "norms of 16-bit arrays",
+    "L1": "weights stored transposed",
+    "E1": "embedding: the weight",
+    "E2": "embedding: outputs and gradients",
+    "C1": "convolution",
+}
+GRADIENTS = ("dx", "dA", "dB", "dm", "dbias")
+SHOWS_IN = {
+    # the outputs in which a clause shows
+    **dict.fromkeys(("D1", "D2", "D3", "D4", "D5", "D6", "I2", "Q1", "E1"), ("y", "W")),
+    **dict.fromkeys(("S1", "S2", "S3", "Z1", "Z2", "Z3", "L1", "C1"), ("y", "W", *GRADIENTS)),
+    **dict.fromkeys(("F1", "B1", "P1"), ("y",)),
+    **dict.fromkeys(("F2", "E2"), ("y", *GRADIENTS)),
+    **dict.fromkeys(("G2", "G3"), ("dA", "dB")),
+    **dict.fromkeys(("T1", "T2"), ("A", "B", "m")),
+    "M1": ("W",),
+    "G1": ("dm",),
+    "G4": ("dx",),
+    "G5": ("dbias",),
+    "G6": ("dA", "dB", "dm", "dbias"),
+    "P2": GRADIENTS,
+    "I1": ("m",),
+}
+BREAKS = (
+    # what a diagnosed mistake breaks, by the beginning of its name; the case's other clauses are
+    # then not judged by that variant
+    ("bias", ("B1",)),
+    ("scale", ("D3", "S1", "S2")),
+    ("norm", ("D3", "Q1")),
+    ("strength", ("S3",)),
+    ("0/0", ("Z2", "Z3")),
+    ("the zero vector", ("Z2",)),
+    ("gradient is", ("G2",)),
+    ("dm", ("G1",)),
+    ("dx", ("G4",)),
+    ("dbias", ("G5",)),
+    ("dV", ("G2",)),
+)
+
+
+@dataclass
+class Row:
+    """One implementation's clauses: passed, failed, or not judged."""
+
+    name: str
+    version: str
+    passed: set[str] = field(default_factory=set)
+    failed: dict[str, list[str]] = field(default_factory=dict)  # clause: what failed, per case
+    diagnoses: dict[str, int] = field(default_factory=dict)
+    missing: str = ""  # the command that installs it, or why it does not run
+
+    def cell(self, clause: str) -> str:
+        """✗ where a variant failed the clause, ✓ where some passed and none failed, or nothing."""
+        if clause in self.failed:
+            return "✗"
+        return "✓" if clause in self.passed else ""
+
+
+def row_of(report: Report) -> Row:
+    """A report by clauses."""
+    row = Row(report.name, report.version, diagnoses=report.diagnoses)
+    for result in report.results:
+        bad = broken(result)
+        for clause in result.variant.case.clauses:
+            outputs = [d for d in result.differences if d.output in SHOWS_IN[clause]]
+            if clause in bad:
+                row.failed.setdefault(clause, []).append(f"{result.variant}: {result.note}")
+            elif outputs and all(d.ok for d in outputs):
+                row.passed.add(clause)
+    return row
+
+
+def broken(result: CaseResult) -> set[str]:
+    """The clauses that a failing variant breaks: the mistake's, or those its outputs show."""
+    clauses = set(result.variant.case.clauses)
+    if result.status != "fail":
+        return set()
+    for beginning, breaks in BREAKS:
+        if result.diagnoses and result.diagnoses[0].startswith(beginning):
+            return clauses & set(breaks)
+    wrong = {d.output for d in result.differences if not d.ok}
+    shown = {c for c in clauses if wrong & set(SHOWS_IN[c])}
+    return shown or clauses  # it raised, or answered nothing
+
+
+def measure(
+    peers: Iterable[Peer], cases: list[KitCase], timeout: float, said: Callable
+) -> list[Row]:
+    """Run every peer that is installed, each in a process of its own."""
+    rows = []
+    for peer in peers:
+        if not peer.installed:
+            rows.append(Row(peer.target, "", missing=f"not installed: {peer.install}"))
+            continue
+        said(peer.target)
+        command = [
+            sys.executable,
+            "-m",
+            "minidora.kit.serve",
+            f"minidora.kit.adapters.{peer.target}",
+        ]
+        try:
+            with Program(command, timeout=timeout) as program:
+                rows.append(row_of(run(program, cases)))
+        except Failed as failed:
+            rows.append(Row(peer.target, "", missing=f"does not run here: {failed}"))
+    return rows
+
+
+def clauses_of(rows: list[Row]) -> list[str]:
+    """The clauses that any of them was judged by, in the order of SPEC.md."""
+    judged = {c for row in rows for c in (*row.passed, *row.failed)}
+    return [clause for clause in CLAUSES if clause in judged]
+
+
+def matrix(rows: list[Row], kit: str) -> str:
+    """The matrix in Markdown, a column for each implementation; then what each failure is."""
+    found, missing = [r for r in rows if not r.missing], [r for r in rows if r.missing]
+    lines = ["| clause | " + " | ".join(f"{r.name} {r.version}" for r in found) + " |"]
+    lines.append("| --- |" + " :-: |" * len(found))
+    for clause in clauses_of(rows):
+        cells = " | ".join(row.cell(clause) for row in found)
+        lines.append(f"| {clause} {CLAUSES[clause]} | {cells} |")
+    lines.append("")
+    for row in found:
+        first: dict[str, list[str]] = {}
+        for clause in (c for c in CLAUSES if c in row.failed):
+            first.setdefault(row.failed[clause][0], []).append(clause)
+        for note, broken_clauses in first.items():
+            short = note if len(note) <= 300 else f"{note[:297]}..."
+            lines.append(f"- {row.name}, {', '.join(broken_clauses)}: {short}")
+    lines += [f"- {row.name}: {row.missing}" for row in missing]
+    day, python = datetime.date.today().isoformat(), platform.python_version()
+    return "\n".join([*lines, "", f"kit {kit}, Python {python}, {day}"])
+
+
+def as_json(rows: list[Row], kit: str) -> str:
+    """The same as JSON, with every failure."""
+    clauses = clauses_of(rows)
+    names = {"✓": "pass", "✗": "fail", "": None}
+    found = [
+        {
+            "name": row.name,
+            "version": row.version,
+            "missing": row.missing or None,
+            "clauses": {c: names[row.cell(c)] for c in clauses},
+            "diagnoses": row.diagnoses,
+            "failed": row.failed,
+        }
+        for row in rows
+    ]
+    about = {"kit": kit, "date": datetime.date.today().isoformat()}
+    return json.dumps(about | {"python": platform.python_version(), "rows": found}, indent=1)
+
+
+def peers_named(part: str) -> list[Peer]:
+    """The peers whose adapter's name has `part` in it; ValueError for none."""
+    found = [peer for peer in PEERS if part in peer.target]
+    if not found:
+        expected = ", ".join(peer.target for peer in PEERS)
+        raise ValueError(f"--peer: expected part of {expected}, got {part!r}")
+    return found
