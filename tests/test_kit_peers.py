@@ -1,0 +1,239 @@
+"""The matrix of implementations and clauses; and what peers fail, again, without the kit."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kit_port import Port
+
+from minidora.__main__ import main
+from minidora.kit import load, peers, run
+from minidora.kit.adapter import load_adapter
+
+SPEC = (Path(peers.__file__).parent / "SPEC.md").read_text(encoding="utf-8")
+
+
+def test_the_clauses_are_the_specs_in_its_order():
+    order = [line[4:6] for line in SPEC.splitlines() if line.startswith("- **")]
+    assert set(peers.CLAUSES) == set(order) == set(peers.SHOWS_IN)
+    asked = {clause for case in load() for clause in case.clauses}
+    assert asked <= set(peers.CLAUSES)
+
+
+def test_a_right_port_meets_every_clause():
+    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
+    row = peers.row_of(run(Port()))
+    assert row.failed == {} and row.passed == set(peers.CLAUSES)
+
+
+class ScaledBias(Port):
+    name, version = "scaled", "1"
+    alternatives = {"norm_axis": "per_output", "norm_grad": "exact", "zero_vector": "unit"}
+
+    def forward(self, request):
+        y = super().forward(request)
+        if request.bias is None:
+            return y
+        W0 = request.W0 + request.scale * request.B @ request.A
+        g = request.m / (np.sqrt((W0**2).sum(1)) + 1e-300)
+        return y + (g - 1) * request.bias
+
+
+class Transposed(Port):
+    name = "odd | one"
+    alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+
+    def merge(self, request):
+        return super().merge(request).T
+
+    def backward(self, request):
+        raise ZeroDivisionError("in mine")
+
+
+def test_a_diagnosed_mistake_breaks_its_clause_alone():
+    cases = [c for c in load() if c.name in ("plain.per_output", "no_bias.per_output")]
+    row = peers.row_of(run(ScaledBias(), cases))
+    assert set(row.failed) == {"B1"} and {"D1", "D3", "F1", "M1"} <= row.passed
+    assert row.cell("B1") == "✗" and row.cell("D1") == "✓" and row.cell("Z2") == ""
+    row = peers.row_of(run(ScaledBias(), cases[:1]))  # nothing but cases with a bias
+    assert set(row.failed) == {"B1"} and not {"D1", "D3", "F1"} & row.passed
+
+
+def test_what_has_no_diagnosis_breaks_the_clauses_it_shows_in():
+    cases = [c for c in load() if c.name == "plain.per_output"]
+    row = peers.row_of(run(Transposed(), cases))
+    assert "M1" in row.failed and "F1" in row.passed
+    assert not {"G1", "G2", "G5"} & row.passed
+
+
+def test_every_peer_is_listed_with_what_it_needs():
+    assert len({peer.target for peer in peers.PEERS}) == len(peers.PEERS) >= 12
+    folder = Path(peers.__file__).parent / "adapters"
+    adapters = {p.stem for p in folder.glob("*_layers.py")}
+    assert {peer.target.split(":")[0] for peer in peers.PEERS} == adapters
+    for peer in (p for p in peers.PEERS if p.installed):
+        assert hasattr(load_adapter(f"minidora.kit.adapters.{peer.target}"), "alternatives")
+
+
+def test_the_command_prints_the_matrix_and_names_what_is_missing(monkeypatch, capsys, tmp_path):
+    nowhere = peers.Peer("no_layers:Nothing", ("no_such_module",), "pip install nothing")
+    broken = peers.Peer("broken_layers:Nothing")
+    few = (peers.PEERS[0], nowhere, broken)
+    monkeypatch.setattr(peers, "PEERS", few)
+    assert main(["kit", "peers", "--only", "plain", "--json", str(tmp_path / "p.json")]) == 0
+    out = capsys.readouterr().out
+    assert "| clause | minidora.dora" in out and "| D3 norm of V, with s, as it is now | ✓ |" in out
+    assert "- no_layers:Nothing: not installed: pip install nothing" in out
+    assert "- broken_layers:Nothing: does not run here:" in out and "broken_layers" in out
+    found = json.loads((tmp_path / "p.json").read_text())
+    assert found["rows"][0]["clauses"]["D3"] == "pass"
+    assert found["rows"][1]["missing"] == "not installed: pip install nothing"
+    with pytest.raises(SystemExit) as stopped:
+        main(["kit", "peers", "--peer", "nobody"])
+    assert stopped.value.code == 2
+    assert "--peer: expected part of numpy_layers" in capsys.readouterr().err
+
+
+def test_the_readmes_matrix_is_of_these_clauses():
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for clause, words in peers.CLAUSES.items():
+        assert f"| {clause} {words} |" in readme, clause
+
+
+# a layer by a few lines, as its own users would call it
+
+
+def test_any_module_takes_a_layer_by_the_names_of_its_parameters():
+    """A from-scratch module in its own shapes: transposed factors, m as a row."""
+    pytest.importorskip("torch", reason="needs PyTorch")
+    import torch
+
+    from minidora.kit.adapters.any_module import AnyModule, scale_of
+
+    class FromScratch(torch.nn.Module):
+        def __init__(self, linear, rank, scale):
+            super().__init__()
+            self.linear, self.scale = linear, scale
+            like = {"dtype": linear.weight.dtype}
+            self.down = torch.nn.Parameter(torch.randn(linear.in_features, rank, **like))
+            self.up = torch.nn.Parameter(torch.zeros(rank, linear.out_features, **like))
+            self.m = torch.nn.Parameter(linear.weight.norm(dim=1, keepdim=True).detach())
+
+        def forward(self, x):
+            V = self.linear.weight + self.scale * (self.down @ self.up).T
+            W = self.m * V / V.norm(dim=1, keepdim=True)
+            return torch.nn.functional.linear(x, W, self.linear.bias)
+
+    class Adapter(AnyModule):
+        alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+        places = {"A": "down.T", "B": "up.T", "m": "m", "bias": "linear.bias"}
+
+        def build(self, base, r):
+            return FromScratch(base, len(r.A), scale_of(r))
+
+    report = run(Adapter())
+    assert report.conforms(strict=True) and report.count("pass") > 20
+    assert any("merge" in r.skipped for r in report.results)
+    Adapter.alternatives = {"norm_axis": "per_output", "norm_grad": "detached"}
+    assert list(run(Adapter()).diagnoses) == ["gradient is the exact one"]
+
+
+# What peers fail, by their own interface and numbers alone. Each skips where the peer is not
+# installed (`pip install "minidora[peers]"`), and where it has been mended since.
+
+
+def mended(good, name):
+    if good:
+        pytest.skip(f"this {name} has mended it")
+
+
+def test_torchtune_scales_the_bias():
+    """B1: torchtune 0.6.1, y is off by (m / c - 1) * bias."""
+    pytest.importorskip("torchtune", exc_type=ImportError, reason="needs torchtune")
+    import torch
+    from torchtune.modules.peft import DoRALinear
+
+    layer = DoRALinear(3, 2, rank=1, alpha=1.0, use_bias=True)
+    layer.initialize_dora_magnitude()
+    x, c = torch.randn(4, 3), layer.weight.norm(dim=1)
+    at_init = x @ layer.weight.T + layer.bias
+    assert torch.allclose(layer(x), at_init, atol=1e-6)  # which is why nobody sees it
+    layer.magnitude.data *= 2
+    right = 2 * x @ layer.weight.T + layer.bias
+    mended(torch.allclose(layer(x), right, atol=1e-6), "torchtune")
+    assert torch.allclose(layer(x) - right, layer.bias * (layer.magnitude / c - 1), atol=1e-5)
+
+
+def test_torchtune_has_nan_for_zero_rows_and_rows_for_single_vectors():
+    """Z2, Z3, F2: torchtune 0.6.1."""
+    pytest.importorskip("torchtune", exc_type=ImportError, reason="needs torchtune")
+    import torch
+    from torchtune.modules.peft import DoRALinear
+
+    layer = DoRALinear(3, 2, rank=1, alpha=1.0)
+    layer.weight.data[1] = 0
+    layer.initialize_dora_magnitude()
+    y = layer(torch.ones(1, 3))
+    mended(torch.isfinite(y).all(), "torchtune")
+    assert torch.isnan(y).tolist() == [[False, True]]
+    assert layer(torch.ones(3)).shape == (1, 2)
+
+
+def test_lycoris_multiplier_0_is_not_the_base():
+    """S3: LyCORIS 4.1.3, multiplier 0 gives W0 + scale B A."""
+    pytest.importorskip("lycoris", reason="needs LyCORIS")
+    import torch
+    from lycoris.modules.locon import LoConModule
+
+    base = torch.nn.Linear(3, 2)
+    layer = LoConModule("x", base, 0.0, lora_dim=1, alpha=1, weight_decompose=True)
+    x = torch.randn(4, 3)
+    assert torch.allclose(layer(x), base(x), atol=1e-6)
+    torch.nn.init.ones_(layer.lora_up.weight)
+    mended(torch.allclose(layer(x), base(x), atol=1e-6), "LyCORIS")
+    update = layer.lora_up.weight @ layer.lora_down.weight
+    assert torch.allclose(layer(x), base(x) + x @ update.T, atol=1e-6)
+
+
+def test_lycoris_adds_the_dtypes_eps_to_the_norm():
+    """Q1: LyCORIS 4.1.3, a row of norm 5.5e-3 loses eps / norm: 2e-5 in float32, 15 % in float16."""
+    pytest.importorskip("lycoris", reason="needs LyCORIS")
+    import torch
+    from lycoris.functional.general import weight_decompose
+
+    lost = {}
+    for dtype in (torch.float32, torch.float16):
+        row = torch.full((1, 2048), 2.0**-13, dtype=dtype)  # its norm is 5.5e-3
+        norm = row.double().norm()
+        W = weight_decompose(row, norm.to(dtype).reshape(1, 1), wd_on_out=True)
+        lost[dtype] = float(1 - W.double().norm() / norm)
+    mended(max(lost.values()) < 1e-3, "LyCORIS")
+    assert lost[torch.float32] == pytest.approx(1.2e-7 / 5.5e-3, rel=0.2)
+    assert 0.1 < lost[torch.float16] < 0.2
+
+
+def test_mlx_lm_overflows_in_float16_and_has_nan_for_zero_rows():
+    """Q1, Z2, Z3: mlx-lm 0.32.2."""
+    pytest.importorskip("mlx_lm", reason="needs mlx-lm")
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx_lm.tuner.dora import DoRALinear
+
+    base = nn.Linear(2048, 1, bias=False)
+    base.weight = mx.full((1, 2048), 8.0, dtype=mx.float16)
+    layer = DoRALinear.from_base(base, r=1)
+    fused = float(mx.abs(layer.fuse().weight).max())
+    mended(fused == pytest.approx(8.0, rel=1e-2), "mlx-lm")
+    assert fused == 0.0  # the norm is infinite
+    base.weight = mx.zeros((1, 2048))
+    assert np.isnan(np.array(DoRALinear.from_base(base, r=1)(mx.ones((1, 2048))))).all()
+
+
+def test_the_peers_extra_has_them_all():
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    extra = " ".join(tomllib.loads(text)["project"]["optional-dependencies"]["peers"])
+    for package in ("lycoris-lora", "torchtune", "torchao", "mlx-lm", "mlx[cpu]", "peft"):
+        assert package in extra
+    assert peers.PEERS_EXTRA == 'pip install "minidora[peers]"'
