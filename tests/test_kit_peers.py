@@ -198,7 +198,7 @@ def test_lycoris_multiplier_0_is_not_the_base():
 
 
 def test_lycoris_adds_the_dtypes_eps_to_the_norm():
-    """Q1: LyCORIS 4.1.3, a row of norm 5.5e-3 loses eps / norm: 2e-5 in float32, 15 % in float16."""
+    """Q1: LyCORIS 4.1.3, a row of norm 5.5e-3 loses 2e-5 in float32, 15 % in float16."""
     pytest.importorskip("lycoris", reason="needs LyCORIS")
     import torch
     from lycoris.functional.general import weight_decompose
