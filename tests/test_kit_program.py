@@ -217,6 +217,28 @@ def test_what_an_adapter_does_not_have_is_skipped_by_name(cases):
     assert report.conforms()
 
 
+def test_what_an_adapter_does_to_its_inputs_is_its_own_affair(cases):
+    class Spoiling(Port):
+        alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+
+        def forward(self, request):
+            y = super().forward(request)
+            for name in ("x", "W0", "A", "B", "m"):
+                getattr(request, name)[:] = 7.0
+            return y
+
+    for _ in range(2):
+        assert run(Spoiling(), cases).conforms(strict=True)
+
+
+def test_an_adapter_that_does_nothing_does_not_conform(cases):
+    class Nothing:
+        alternatives = {"norm_axis": "per_output"}
+
+    report = run(Nothing(), cases)
+    assert report.count("skip") == len(report.results) and not report.conforms()
+
+
 def test_an_adapter_that_raises_fails_that_case(cases):
     report = run(Raising(), cases)
     assert [r.status for r in report.results] == ["pass", "fail", "pass"]

@@ -17,7 +17,9 @@ for package in ("matplotlib", "sklearn", "autograd", "ipykernel"):
 LESSONS = sorted((Path(__file__).parent.parent / "lessons").glob("*.ipynb"))
 by_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
-NEEDS = {"11_pytorch": ("torch", "peft")}  # beyond what every lesson needs
+NEEDS = {
+    name: ("torch", "peft") for name in ("11_pytorch", "12_porting")
+}  # beyond what every lesson needs
 
 SCALE = """class Scale(torch.autograd.Function):
     @staticmethod
@@ -207,6 +209,30 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "trainable = 32 * 2 * 16 * (4096 + 4096)",
             "trainable = 32 * (16 * (4096 + 4096) + 4096)",
             "trainable = 2 * 32 * 4096**2",
+        ],
+    ],
+    "12_porting": [
+        [
+            "guesses = dict(zip([f'layer {i}' for i in range(1, 7)], 'abcdef'))",
+            "guesses = dict(zip([f'layer {i}' for i in range(1, 7)], 'cfadbe'))",
+            "guesses = 'cfaebd'",
+            "guesses = {'layer 1': 'c'}",
+        ],
+        [
+            "alternatives = {'norm_axis': 'per_output', 'norm_grad': 'detached',"
+            " 'dropout': 'low_rank'}",
+            "alternatives = {'norm_axis': 'per_input', 'norm_grad': 'exact',"
+            " 'dropout': 'low_rank'}",
+            "alternatives = {'norm_axis': 'per_input', 'norm_grad': 'detached', 'dropout': 'both'}",
+            "alternatives = {'norm_axis': 'per_input', 'norm_grad': 'detached'}",
+            "alternatives = {'norm_axis': 'per_input', 'norm_grad': 'detached',"
+            " 'dropout': 'low_rank', 'zero_vector': 'unit'}",
+        ],
+        [
+            "scales = {'q': 2.0, 'v': 16 / 32**0.5}",
+            "scales = {'q': 16 / 8**0.5, 'v': 16 / 8**0.5}",
+            "scales = {'q': 16 / 8**0.5, 'v': 0.5}",
+            "scales = {'q': 16 / 8**0.5, 'v': 64 / 32**0.5}",
         ],
     ],
 }

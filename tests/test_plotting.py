@@ -34,6 +34,21 @@ def test_figure_2_has_a_point_for_each_layer_and_step_and_the_given_line():
     assert labels == [f"layer {i}" for i in range(1, 7)] + [f"step {s}" for s in (5, 10, 15, 20)]
 
 
+def test_errors_by_case_shows_passes_failures_and_the_bound():
+    one = [("a", 1e-16, True), ("b", 0.5, False), ("c", float("inf"), False), ("d", 0.0, True)]
+    two = [(case, 1e-15, True) for case in "abcd"]
+    figure = plotting.errors_by_case({"wrong": one, "right": two}, bound=1e-10, title="kit")
+    first, second = figure.axes
+    assert first.get_title(loc="left") == "wrong: 2 pass, 2 fail"
+    assert second.get_title(loc="left") == "right: 4 pass, 0 fail"
+    good, bad, bound = first.lines
+    np.testing.assert_allclose(good.get_xydata(), [(0, 1e-16), (3, 1e-17)])
+    np.testing.assert_allclose(bad.get_xydata(), [(1, 0.5), (2, 1e3)])
+    assert set(bound.get_ydata()) == {1e-10} and first.get_yscale() == "log"
+    assert [tick.get_text() for tick in second.get_xticklabels()] == list("abcd")
+    assert [text.get_text() for text in figure.legends[0].texts] == ["pass", "FAIL"]
+
+
 def test_figure_2_on_one_scale_or_on_several():
     of = panels()
     of["b"] = (10 * of["b"][0], 10 * of["b"][1], None)

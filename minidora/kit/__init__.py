@@ -7,6 +7,17 @@ with 60 digits), and `python -m minidora kit run` puts them to an implementation
 from .files import KitCase, load
 from .program import Program
 from .protocol import Implementation, Request
+from .report import verdict
 from .runner import CaseResult, Report, run
 
-__all__ = ["CaseResult", "Implementation", "KitCase", "Program", "Report", "Request", "load", "run"]
+__all__ = [
+    "CaseResult",
+    "Implementation",
+    "KitCase",
+    "Program",
+    "Report",
+    "Request",
+    "load",
+    "run",
+    "verdict",
+]

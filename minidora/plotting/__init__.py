@@ -1,10 +1,11 @@
 """Every figure of the lessons. Takes plain arrays, returns a matplotlib Figure, computes nothing.
 
 `style` has the colours, `basics` arrows, pictures, bars, curves and points, `movement` magnitude
-against direction.
+against direction, `conformance` what the kit found.
 """
 
 from .basics import bars, curves, plane, scatter, tangent_plane, templates
+from .conformance import errors_by_case
 from .movement import growth, intervals, layer_bars, magnitude_direction, within_matrix
 from .style import BLUE, GREEN, GREY, MARKERS, ORANGE, PALETTE, PURPLE
 
@@ -18,6 +19,7 @@ __all__ = [
     "PURPLE",
     "bars",
     "curves",
+    "errors_by_case",
     "growth",
     "intervals",
     "layer_bars",
