@@ -16,6 +16,7 @@ from .arguments import Call, checked
 
 EPS = 1e-12
 JOIN = 2  # times n at most d_out: then the r rows beside n go through W0 with them, read once
+WEAK = 0.1  # m / c below which the output says too little of what it was made from
 FLOOR = 1e-6  # of the terms that cannot cancel in ‖v‖²; below, digits are lost
 
 
@@ -33,6 +34,7 @@ def dora(
     mask: Tensor | None = None,
     eps: float = EPS,
     W0_sq: Tensor | None = None,
+    keep_output: bool = False,
 ) -> Tensor:
     """A linear layer whose frozen weight W0 is adapted by DoRA (Eq. 5).
 
@@ -47,25 +49,41 @@ def dora(
     it is known. Where V nearly cancels W0, ‖v‖² is floored at 1e-6 of W0's and the update's squares
     (the NumPy layers recompute such vectors; that would stall a GPU).
 
+    keep_output: keep y for backward in place of x @ V.T, which costs nothing where what comes next
+    keeps y itself (an activation, a linear layer, scaled_dot_product_attention), and as much as
+    ever where it does not (an addition) or copies y first (heads, transposed for a product). y must
+    then not be changed in place: backward says so. Where m / c is so small that y says too little
+    of x @ V.T (m = 0 above all), those outputs are computed again. Not with a mask, and not under
+    torch.compile.
+
     The gradient cannot itself be differentiated. Raises ValueError or TypeError that names the
     argument for shapes, dtypes or devices that do not fit, and for a W0 that requires a gradient.
     Not for `torch.func`'s transforms (vmap, jvp).
     """
     call = checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
+    if keep_output:
+        _check_keep_output(mask)
     if _autocasts(x):
         # the norm and the products of rank r stay in float32
         with torch.autocast(x.device.type, enabled=False):
-            y = _apply(call, norm_axis, norm_grad, W0_sq)
+            y = _apply(call, norm_axis, norm_grad, W0_sq, keep_output)
     else:
-        y = _apply(call, norm_axis, norm_grad, W0_sq)
+        y = _apply(call, norm_axis, norm_grad, W0_sq, keep_output)
     return y if y.ndim == x.ndim else y.reshape(*x.shape[:-1], W0.shape[0])
 
 
-def _apply(call: Call, norm_axis, norm_grad, W0_sq) -> Tensor:
+def _check_keep_output(mask: Tensor | None) -> None:
+    if mask is not None:
+        raise ValueError("keep_output: expected no mask (no dropout, strength 1), got one")
+    if torch.compiler.is_compiling():
+        raise ValueError("keep_output: not under torch.compile, which chooses itself what to keep")
+
+
+def _apply(call: Call, norm_axis, norm_grad, W0_sq, keep_output) -> Tensor:
     if W0_sq is None:
         W0_sq = squared_norms(call.W0, norm_axis)
     function = _PerOutput if norm_axis == "per_output" else _PerInput
-    settings = (call.scale, norm_grad == "exact", call.eps)
+    settings = (call.scale, norm_grad == "exact", call.eps, keep_output)
     x, W0, A, B, m, bias, mask = call.x, call.W0, call.A, call.B, call.m, call.bias, call.mask
     return function.apply(x, W0, A, B, m, bias, mask, W0_sq, settings)
 
@@ -149,13 +167,30 @@ def _without_autocast(gradients):
     return backward
 
 
+def _from_output(dy, y, bias, room, x, W0, A, B, m, c, s) -> Tensor:
+    """dm from y = z * m / c + bias, not from z = x @ V.T: sum(dy * z) / c is sum(dy * (y - b)) / m.
+
+    Where m / c is below WEAK, a rounding of y (or of the bias in it) is too large a part of z: for
+    those outputs z is computed again. Asking whether there are any makes a GPU wait.
+    """
+    inner = y if bias is None else torch.sub(y, bias, out=room)
+    dm = _summed(inner, dy, room, c.dtype)
+    weak = (m / c).abs() < WEAK
+    if not weak.any():
+        return dm / m
+    rows = weak.nonzero().squeeze(1)  # (k,), of W0
+    V = torch.addmm(W0[rows].to(c.dtype), B[rows], A, alpha=s)  # (k, d_in)
+    again = (dy[:, rows].to(c.dtype) * (x.to(c.dtype) @ V.t())).sum(0) / c[rows]
+    return torch.where(weak, 0.0, dm / m).index_copy(0, rows, again)
+
+
 class _PerOutput(torch.autograd.Function):
     """One magnitude for each row of W0."""
 
     @staticmethod
     def forward(ctx, x, W0, A, B, m, bias, mask, W0_sq, settings):
         """x: (n, d_in) to y: (n, d_out)."""
-        s, exact, eps = settings
+        s, exact, eps, keep_output = settings
         n, xm = len(x), _masked(x, mask)
         A_, B_ = _as(W0.dtype, A, B)
         if JOIN * n <= len(W0):
@@ -172,7 +207,10 @@ class _PerOutput(torch.autograd.Function):
         y = _times(z, m_ / c, bias)
         if mask is not None:
             y.addmm_(x - xm, W0.t())
-        ctx.save_for_backward(x, W0, A, B, m, mask, z, h, c, *((WA, AA) if exact else ()))
+        kept = (y, bias) if keep_output else (z, None)
+        if keep_output:
+            WA = WA.clone()  # which may lie in one piece of memory with z
+        ctx.save_for_backward(x, W0, A, B, m, mask, *kept, h, c, *((WA, AA) if exact else ()))
         ctx.settings, ctx.dtypes = settings, _dtypes(A, B, m, bias)
         return y
 
@@ -180,8 +218,8 @@ class _PerOutput(torch.autograd.Function):
     @_without_autocast
     def backward(ctx, dy):
         """Gradients of x, A, B, m and bias; see `minidora.factored`, whose lines these are."""
-        x, W0, A, B, m, mask, z, h, c, *products = ctx.saved_tensors
-        s, exact, _ = ctx.settings
+        x, W0, A, B, m, mask, kept, bias, h, c, *products = ctx.saved_tensors
+        s, exact, _, keep_output = ctx.settings
         n, r, dtype = len(x), len(A), W0.dtype
         A_, B_, m_ = _as(c.dtype, A, B, m)
         # y = z * g
@@ -189,7 +227,10 @@ class _PerOutput(torch.autograd.Function):
         joined = exact and JOIN * n <= len(W0)
         rows = dy.new_empty(n + r if joined else n, len(W0))
         dz = rows[:n]
-        dm = _summed(dy, z, dz, c.dtype) / c  # (d_out,)
+        if keep_output:
+            dm = _from_output(dy, kept, bias, dz, x, W0, A_, B_, m_, c, s)  # (d_out,)
+        else:
+            dm = _summed(dy, kept, dz, c.dtype) / c  # (d_out,)
         torch.mul(dy, g, out=dz)
         if exact:
             # the norm's own gradient, dV += k V
@@ -223,7 +264,7 @@ class _PerInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W0, A, B, m, bias, mask, W0_sq, settings):
         """x: (n, d_in) to y: (n, d_out)."""
-        s, exact, eps = settings
+        s, exact, eps, _ = settings
         dtype = W0.dtype
         xm = _masked(x, mask)
         A_, B_ = _as(dtype, A, B)
@@ -246,7 +287,7 @@ class _PerInput(torch.autograd.Function):
     def backward(ctx, dy):
         """Gradients of x, A, B, m and bias; see `minidora.factored`, whose lines these are."""
         x, W0, A, B, m, mask, BV, h, c = ctx.saved_tensors
-        s, exact, _ = ctx.settings
+        s, exact, _, _ = ctx.settings
         dtype = W0.dtype
         A_, B_, m_ = _as(c.dtype, A, B, m)
         g = m_ / c

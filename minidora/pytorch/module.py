@@ -25,7 +25,7 @@ class DoRALinear(nn.Module):
 
     scale: alpha / rank, or alpha / sqrt(rank) with rslora. dropout: rate on what the adapter sees
     of x, in training. strength: 0 gives the base layer back, 1 the adapted one, anything between or
-    beyond the line through both. norm_axis, norm_grad: as for `dora`.
+    beyond the line through both. norm_axis, norm_grad, keep_output: as for `dora`.
     """
 
     def __init__(
@@ -39,8 +39,11 @@ class DoRALinear(nn.Module):
         norm_grad: str = "exact",
         rslora: bool = False,
         strength: float = 1.0,
+        keep_output: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(keep_output, bool):
+            raise TypeError(f"keep_output: expected True or False, got {keep_output!r}")
         check_settings("base_layer", base_layer, rank, alpha, dropout, norm_axis, norm_grad)
         weight, rank = base_layer.weight, operator.index(rank)
         self.base_layer = base_layer.requires_grad_(False)
@@ -56,7 +59,7 @@ class DoRALinear(nn.Module):
         self.register_buffer("W0_sq", squares, persistent=False)
         self._seen: tuple | None = None  # what W0_sq was computed from
         self.__dict__["_W0"] = None  # the original weight, while merged; not registered
-        self.dropout, self.strength = float(dropout), strength
+        self.dropout, self.strength, self.keep_output = float(dropout), strength, keep_output
         self.train(base_layer.training)
 
     @classmethod
@@ -116,6 +119,7 @@ class DoRALinear(nn.Module):
             norm_grad=self.norm_grad,
             mask=self._mask(x),
             W0_sq=self.squares(),
+            keep_output=self.keep_output,
         )
 
     def _mask(self, x: Tensor) -> Tensor | None:
