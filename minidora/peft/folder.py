@@ -3,8 +3,10 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +19,16 @@ from .config import check_targets, read_config, scale_of, setting_of
 CONFIG, ARRAYS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
+
+
+class Adapter(NamedTuple):
+    """What a folder holds of one layer."""
+
+    A: Array  # (r, d_in)
+    B: Array  # (d_out, r)
+    m: Array | None  # (d_out,); None for LoRA
+    scale: float
+    dropout: float
 
 
 def save_adapter(
@@ -32,10 +44,21 @@ def save_adapter(
     """
     found = {path: la for path, la in walk(model) if isinstance(la, LoRALinear | DoRALinear)}
     _check_can_hold(model, found)
-    ranks = {path: len(layer.A) for path, layer in found.items()}
-    alphas = {path: la.scale * ranks[path] ** (0.5 if rslora else 1) for path, la in found.items()}
+    adapters = {
+        path: Adapter(layer.A, layer.B, getattr(layer, "m", None), layer.scale, layer.dropout)
+        for path, layer in found.items()
+    }
+    write_adapters(folder, adapters, rslora=rslora, base_model=base_model)
+
+
+def write_adapters(
+    folder, adapters: dict[str, Adapter], *, rslora: bool = False, base_model: str | None = None
+) -> None:
+    """Write adapters of any framework, by the paths of their layers, as a PEFT folder."""
+    ranks = {path: len(one.A) for path, one in adapters.items()}
+    alphas = {p: one.scale * ranks[p] ** (0.5 if rslora else 1) for p, one in adapters.items()}
     rank, alpha = (Counter(of.values()).most_common(1)[0][0] for of in (ranks, alphas))
-    first = next(iter(found.values()))
+    first = next(iter(adapters.values()))
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": base_model,
@@ -46,22 +69,22 @@ def save_adapter(
         "lora_dropout": first.dropout,
         "rank_pattern": {path: r for path, r in ranks.items() if r != rank},
         "alpha_pattern": {path: _plain(a) for path, a in alphas.items() if a != alpha},
-        "target_modules": list(found),
-        "use_dora": isinstance(first, DoRALinear),
+        "target_modules": list(adapters),
+        "use_dora": first.m is not None,
         "use_rslora": bool(rslora),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "modules_to_save": None,
     }
-    for path, layer in found.items():
-        if not np.isclose(scale_of(config, path, ranks[path]), layer.scale, rtol=1e-12, atol=0):
-            raise ValueError(f"model: the name {path!r} is ambiguous beside {list(found)}")
+    for path, one in adapters.items():
+        if not np.isclose(scale_of(config, path, ranks[path]), one.scale, rtol=1e-12, atol=0):
+            raise ValueError(f"model: the name {path!r} is ambiguous beside {list(adapters)}")
     arrays = {
-        f"{PREFIX}{path}.{key}": np.ascontiguousarray(getattr(layer, name))
-        for path, layer in found.items()
+        f"{PREFIX}{path}.{key}": np.ascontiguousarray(getattr(one, name))
+        for path, one in adapters.items()
         for name, key in KEYS.items()
-        if hasattr(layer, name)
+        if getattr(one, name) is not None
     }
     from safetensors.numpy import save
 
@@ -103,23 +126,37 @@ def load_adapter(folder, base: Layer, *, norm_grad: str = "exact") -> Layer:
     have, or does not fit `base`; nothing is changed then.
     """
     one_of("norm_grad", norm_grad, ("exact", "detached"))
-    folder = Path(folder)
-    config = read_config(folder / CONFIG)
-    arrays = _arrays(folder)
     linears = {path: layer for path, layer in walk(base) if isinstance(layer, Linear)}
-    found = _by_layer(folder / ARRAYS, arrays, config, linears)
+    adapters = read_adapters(folder, linears)
     try:
         for path, array in parameters(base).items():
             finite(path, array)
-        made = {
-            path: _layer(linears[path], own, config, path, norm_grad) for path, own in found.items()
-        }
+        made = {path: _layer(linears[path], one, path, norm_grad) for path, one in adapters.items()}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder}: {error}") from error
     loaded = rebuilt(base, lambda path, layer: made.get(path) or _frozen(layer))
     for array in parameters(base).values():
         array.flags.writeable = False
     return loaded
+
+
+def read_adapters(folder, paths: Collection[str]) -> dict[str, Adapter]:
+    """The adapters of a PEFT folder for a base whose linear layers have these paths.
+
+    Shapes are left to whoever puts them around a layer. Raises as `load_adapter` does.
+    """
+    folder = Path(folder)
+    config = read_config(folder / CONFIG)
+    found = _by_layer(folder / ARRAYS, _arrays(folder), config, paths)
+    adapters = {}
+    for path, own in found.items():
+        rank = setting_of(config.get("rank_pattern"), path, config["r"])
+        if own["A"].ndim != 2 or len(own["A"]) != rank:
+            expected = f"expected rank {rank}, by r or rank_pattern, got A {own['A'].shape}"
+            raise ValueError(f"{folder}: {path}: {expected}")
+        scale, dropout = scale_of(config, path, rank), config.get("lora_dropout") or 0.0
+        adapters[path] = Adapter(own["A"], own["B"], own.get("m"), scale, dropout)
+    return adapters
 
 
 def _frozen(layer: Layer) -> Layer:
@@ -143,14 +180,14 @@ def _arrays(folder: Path) -> dict[str, Array]:
         kind = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}.get(about["dtype"])
         if kind is None:
             raise ValueError(f"{path}: {key}: expected floating numbers, got {about['dtype']}")
-        array = np.frombuffer(about["data"], kind).reshape(about["shape"])
+        array = np.frombuffer(bytearray(about["data"]), kind).reshape(about["shape"])
         if about["dtype"] == "BF16":  # the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
-        arrays[key] = array.copy()
+        arrays[key] = array
     return arrays
 
 
-def _by_layer(path: Path, arrays, config, linears) -> dict[str, dict[str, Array]]:
+def _by_layer(path: Path, arrays, config, linears: Collection[str]) -> dict[str, dict[str, Array]]:
     """{path of a layer: its arrays by minidora's names}; every key accounted for."""
     found: dict[str, dict[str, Array]] = {}
     names = {key: name for name, key in KEYS.items()} | {f"{KEYS['m']}.weight": "m"}
@@ -173,25 +210,15 @@ def _by_layer(path: Path, arrays, config, linears) -> dict[str, dict[str, Array]
     return found
 
 
-def _layer(linear: Linear, own: dict[str, Array], config, path: str, norm_grad: str) -> Layer:
+def _layer(linear: Linear, one: Adapter, path: str, norm_grad: str) -> Layer:
     """The adapted layer, its shapes and values checked."""
-    rank = setting_of(config.get("rank_pattern"), path, config["r"])
-    if own["A"].ndim != 2 or len(own["A"]) != rank:
-        shape = own["A"].shape
-        raise ValueError(f"{path}: expected rank {rank}, by r or rank_pattern, got A {shape}")
-    scale, dropout = scale_of(config, path, rank), config.get("lora_dropout") or 0.0
-    arrays = {name: array for name, array in own.items()}
-    if "m" in arrays:
-        arrays["m"] = arrays["m"].astype(np.result_type(arrays["m"], np.float32), copy=False)
-        more = {"norm_grad": norm_grad}
-        kind, more = DoRALinear, more
-    else:
-        kind, more = LoRALinear, {}
+    about = {"scale": one.scale, "dropout": one.dropout}
+    around = (linear.weight, linear.bias, one.A, one.B)
     try:
-        return kind(
-            linear.weight, linear.bias, **arrays, scale=scale, dropout=dropout,
-            trainable=tuple(arrays), **more,
-        )  # fmt: skip
+        if one.m is None:
+            return LoRALinear(*around, trainable=("A", "B"), **about)
+        m = one.m.astype(np.result_type(one.m, np.float32), copy=False)
+        return DoRALinear(*around, m, norm_grad=norm_grad, trainable=("A", "B", "m"), **about)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 

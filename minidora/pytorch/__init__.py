@@ -5,7 +5,17 @@ Independent of the NumPy modules, so that each can be held against the other. Ne
 """
 
 from .adapt import adapt_, merge_
+from .adapters import gather_adapter, load_adapter_, save_adapter
 from .functional import dora, squared_norms
 from .module import DoRALinear
 
-__all__ = ["DoRALinear", "adapt_", "dora", "merge_", "squared_norms"]
+__all__ = [
+    "DoRALinear",
+    "adapt_",
+    "dora",
+    "gather_adapter",
+    "load_adapter_",
+    "merge_",
+    "save_adapter",
+    "squared_norms",
+]

@@ -43,6 +43,11 @@ def adapt_(
         check_settings(name, layer, rank, alpha, **shown)
     number("strength", settings.get("strength", 1.0))
     made = {id(layer): DoRALinear(layer, rank, alpha, **settings) for layer in chosen.values()}
+    return swap_in(model, made, verbose=verbose)
+
+
+def swap_in(model: nn.Module, made: dict[int, DoRALinear], *, verbose: bool) -> int:
+    """Put DoRALinears in the places of the layers with those ids; freeze the rest; count."""
     _swap(model, made)
     kept = {
         id(p)

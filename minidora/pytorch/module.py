@@ -151,6 +151,8 @@ class DoRALinear(nn.Module):
         if self.merged:
             return self.base_layer.weight.detach().clone()
         W0 = self.base_layer.weight
+        if hasattr(W0, "full_tensor"):  # a DTensor
+            raise ValueError("merge: the layer is sharded; save_adapter, then merge in one process")
         dtype = torch.promote_types(W0.dtype, torch.float32)
         A, B, m = (
             p.to(dtype)
@@ -240,6 +242,8 @@ def check_settings(name, base, rank, alpha, dropout, norm_axis, norm_grad) -> No
         raise TypeError(f"{name}: nn.MultiheadAttention reads this layer's weight past its forward")
     if is_parametrized(base, "weight"):
         raise TypeError(f"{name}: expected a plain weight, got a parametrized one")
+    if hasattr(base.weight, "full_tensor"):  # a DTensor
+        raise ValueError(f"{name}: expected a whole weight, got a sharded one: adapt, then shard")
     if base.weight.dtype not in DTYPES:
         raise TypeError(f"{name}: expected a dtype among {DTYPES}, got {base.weight.dtype}")
     if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
