@@ -1,8 +1,22 @@
-"""Writing files, and folders of files, whole or not at all."""
+"""Writing files, and folders of files, whole or not at all; checksums of arrays."""
 
+import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        a = np.ascontiguousarray(arrays[name])
+        sha.update(f"{name}|{a.dtype.str}|{a.shape}|".encode())
+        sha.update(a.data)
+    return sha.hexdigest()
 
 
 def write_whole(path, data: bytes) -> None:
@@ -18,6 +32,9 @@ def write_whole(path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:  # a full disk says which file it was, and that nothing is lost
+        said = f"{error.strerror}; not written, whatever was there before is as it was"
+        raise OSError(error.errno, said, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -277,6 +277,7 @@ def test_a_save_that_fails_leaves_the_old_folder(folder, tmp_path, monkeypatch, 
 
 
 def change(path, **settings):
+    rename(path, lambda key: key)  # which leaves no checksum, as PEFT leaves none
     file = path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
 
@@ -425,6 +426,29 @@ def test_damaged_files(folder, damage, said):
     damage(path)
     with pytest.raises(ValueError, match=said):
         peft.load_adapter(path, base)
+
+
+def test_checksums_notice_what_makes_sense_otherwise(folder):
+    """A scale or a number that is another: only for what minidora itself has written."""
+    path, base = folder
+    file = path / CONFIG
+    good = file.read_text()
+    file.write_text(good.replace('"lora_alpha": 8', '"lora_alpha": 9'))
+    with pytest.raises(ValueError, match="adapter_config.json: it is not the one that was saved"):
+        peft.load_adapter(path, base)
+    file.write_text(good)
+    data = bytearray((path / ARRAYS).read_bytes())
+    data[-1] ^= 1  # the last bit of the last number's exponent
+    (path / ARRAYS).write_bytes(data)
+    with pytest.raises(ValueError, match="its arrays do not have the SHA-256"):
+        peft.load_adapter(path, base)
+    (path / ARRAYS).write_bytes(bytes(data).replace(b"minidora_sha256", b"minidora_sha257"))
+    with pytest.raises(
+        ValueError, match=r"metadata of PEFT or of minidora, got \['minidora_sha257"
+    ):
+        peft.load_adapter(path, base)
+    change(path, lora_alpha=9)  # PEFT's own folders have no checksum
+    assert peft.load_adapter(path, base)
 
 
 def test_missing_files_and_pickles(folder, tmp_path):

@@ -1,5 +1,6 @@
 """Writing and reading adapter folders."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -11,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from .._arguments import Array, finite, one_of
-from .._files import write_folder
+from .._files import digest, write_folder
 from ..nn.layer import Layer, parameters, rebuilt, trained, walk
 from ..nn.linear import DoRALinear, Linear, LoRALinear, MagnitudeLinear
 from .config import check_targets, read_config, scale_of, setting_of
 
 CONFIG, ARRAYS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
+SUMS = "minidora_sha256"  # the metadata's key of what the folder was saved with
 KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
@@ -89,7 +91,9 @@ def write_adapters(
     from safetensors.numpy import save
 
     text = json.dumps(config, indent=2) + "\n"
-    files = {CONFIG: text.encode(), ARRAYS: save(arrays, metadata={"format": "pt"})}
+    sums = {"config": _sha256(text.encode()), "arrays": digest(arrays)}
+    metadata = {"format": "pt", SUMS: json.dumps(sums)}
+    files = {CONFIG: text.encode(), ARRAYS: save(arrays, metadata=metadata)}
     write_folder(folder, files, may_replace=(CONFIG, ARRAYS, PICKLE, "README.md"))
 
 
@@ -171,20 +175,52 @@ def _arrays(folder: Path) -> dict[str, Array]:
     if not path.is_file():
         pickle = f" ({PICKLE} is a pickle, which is never read)" * (folder / PICKLE).exists()
         raise FileNotFoundError(f"{path}: expected the adapter's arrays, got no such file{pickle}")
+    data = path.read_bytes()
     try:
-        found = deserialize(path.read_bytes())
+        found = deserialize(data)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
-    arrays = {}
-    for key, about in found:
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    del data
+    arrays, raw = {}, {}
+    while found:  # what is taken out of the list goes as the arrays come
+        key, about = found.pop()
         kind = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}.get(about["dtype"])
         if kind is None:
             raise ValueError(f"{path}: {key}: expected floating numbers, got {about['dtype']}")
-        array = np.frombuffer(bytearray(about["data"]), kind).reshape(about["shape"])
+        array = np.frombuffer(bytearray(about.pop("data")), kind).reshape(about["shape"])
+        raw[key] = array
         if about["dtype"] == "BF16":  # the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
         arrays[key] = array
+    _check_sums(folder, json.loads(header).get("__metadata__") or {}, raw)
     return arrays
+
+
+def _check_sums(folder: Path, metadata: dict[str, str], arrays: dict[str, Array]) -> None:
+    """Hold the folder against the checksums that minidora leaves in it; PEFT's has none."""
+    path = folder / ARRAYS
+    unknown = sorted(set(metadata) - {"format", SUMS})
+    if unknown:
+        raise ValueError(f"{path}: expected the metadata of PEFT or of minidora, got {unknown}")
+    if SUMS not in metadata:
+        return
+    try:
+        sums = json.loads(metadata[SUMS])
+        expected = sums["config"], sums["arrays"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its checksums are damaged: {error!r}") from None
+    if _sha256((folder / CONFIG).read_bytes()) != expected[0]:
+        raise ValueError(
+            f"{folder / CONFIG}: it is not the one that was saved with the arrays (to change a"
+            f" setting by hand, take {SUMS!r} out of the metadata of {ARRAYS})"
+        )
+    if digest(arrays) != expected[1]:
+        raise ValueError(f"{path}: its arrays do not have the SHA-256 they were saved with")
+
+
+def _sha256(data) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _by_layer(path: Path, arrays, config, linears: Collection[str]) -> dict[str, dict[str, Array]]:

@@ -6,7 +6,6 @@ adapter's file holds only what was added, and a fingerprint of every base array 
 Needs `pip install safetensors`. Nothing is ever unpickled.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,7 +16,7 @@ import numpy as np
 
 from .. import nn
 from .._arguments import finite
-from .._files import write_whole
+from .._files import digest, write_whole
 from ..nn.layer import Layer, children, own_arrays, parameters, trained
 from .optim import SGD, AdamW, Optimizer
 
@@ -59,7 +58,7 @@ def save_adapter(path, model: Layer, *, optimizer=None, rng=None, step: int = 0)
         if name in kept or name.rpartition(".")[2] in ("A", "B", "m"):
             arrays[name] = array
         else:
-            relies_on[_base_name(name)] = _digest({"": array})
+            relies_on[_base_name(name)] = digest({"": array})
     about = {"structure": _structure(model), "relies_on": relies_on}
     _write(path, "adapter", arrays, about, optimizer, rng, step)
 
@@ -96,7 +95,7 @@ def load_adapter(path, base: Layer) -> Checkpoint:
     for name, digest in about["relies_on"].items():
         if name not in plain:
             raise ValueError(f"{path}: expected a base with an array {name!r}, got none")
-        if _digest({"": plain[name]}) != digest:
+        if digest({"": plain[name]}) != digest:
             raise ValueError(f"{path}: this adapter belongs to another base: {name!r} differs")
     whole = dict(arrays)
     for name, array in plain.items():
@@ -151,16 +150,6 @@ def _built(structure: Mapping, arrays: Mapping, at: str = "") -> Layer:
     return kind(**values, **{name: tuple(found) for name, found in tuples.items()})
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes."""
-    sha = hashlib.sha256()
-    for name in sorted(arrays):
-        a = np.ascontiguousarray(arrays[name])
-        sha.update(f"{name}|{a.dtype.str}|{a.shape}|".encode())
-        sha.update(a.data)
-    return sha.hexdigest()
-
-
 def _write(path, kind, arrays, about, optimizer, rng, step) -> None:
     from safetensors.numpy import save as to_bytes
 
@@ -172,7 +161,7 @@ def _write(path, kind, arrays, about, optimizer, rng, step) -> None:
             arrays |= {f"optimizer/{slot}/{name}": a for name, a in found.items()}
     if rng is not None:
         about["rng"] = _plain_state(rng)
-    about["sha256"] = _digest(arrays)
+    about["sha256"] = digest(arrays)
     data = to_bytes(arrays, metadata={"minidora": json.dumps(about)})
     write_whole(path, data)
 
@@ -238,7 +227,7 @@ def _read(path, kind: str, memory_map: bool = False) -> tuple[dict, dict]:
     if found != kind:
         other = {"model": "load", "adapter": "load_adapter"}.get(found, "?")
         raise ValueError(f"{path}: expected a file of kind {kind!r}, got {found!r}; use {other}")
-    if _digest(arrays) != sha:
+    if digest(arrays) != sha:
         raise ValueError(f"{path}: its data do not have the SHA-256 they were saved with")
     return about, arrays
 
