@@ -201,13 +201,14 @@ def page(rank: int = 16, n: int = 4096, blocks: int = 32) -> str:
     lines = [
         "# What tensor-parallel DoRA sends",
         "",
-        f"Written by `python -m minidora.parallel`: LLaMA-7B's layers ({blocks} blocks), n = {n}"
-        f" tokens, r = {rank}. Sizes of what is added up over the workers (all-reduced) in one"
-        " training step, forward and backward, every linear layer adapted; activations in bfloat16"
-        " (2 bytes), gradients of A and B, norms and m in float32 (4 bytes). q, k, v, gate and up"
-        " are split by rows, o and down by columns. A ring of p workers sends each size 2 (p - 1) / p times per"
-        " worker. The layer by itself, without any adapter, sends y or dx; frameworks send dx once"
-        " for layers that share their input (q, k, v; gate, up), here each is counted.",
+        f"Written by `python -m minidora.parallel`: LLaMA-7B's layers ({blocks} blocks), n = "
+        f"{n} tokens, r = {rank}. Sizes of what is added up over the workers (all-reduced) "
+        "in one training step, forward and backward, every linear layer adapted; "
+        "activations in bfloat16 (2 bytes), gradients of A and B, norms and m in float32 (4 "
+        "bytes). q, k, v, gate and up are split by rows, o and down by columns. A ring of p "
+        "workers sends each size 2 (p - 1) / p times per worker. The layer by itself, "
+        "without any adapter, sends y or dx; frameworks send dx once for layers that share "
+        "their input (q, k, v; gate, up), here each is counted.",
         "",
         "| layer | split | norm | the layer | for A, B (LoRA too) | for DoRA | DoRA / layer |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",

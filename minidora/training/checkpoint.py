@@ -92,10 +92,10 @@ def load_adapter(path, base: Layer) -> Checkpoint:
     """
     about, arrays = _read(path, "adapter")
     plain = parameters(base)
-    for name, digest in about["relies_on"].items():
+    for name, expected in about["relies_on"].items():
         if name not in plain:
             raise ValueError(f"{path}: expected a base with an array {name!r}, got none")
-        if digest({"": plain[name]}) != digest:
+        if digest({"": plain[name]}) != expected:
             raise ValueError(f"{path}: this adapter belongs to another base: {name!r} differs")
     whole = dict(arrays)
     for name, array in plain.items():
