@@ -152,17 +152,23 @@ class _Running:
         self.listener.start()
 
     def _read(self):
-        while line := self.process.stdout.readline(LONGEST):
-            if len(line) >= LONGEST:
-                self.answers.put(_End(f"the answer is longer than {LONGEST} characters"))
-                return
-            if line.strip():
-                self.answers.put(line)
+        try:
+            while line := self.process.stdout.readline(LONGEST):
+                if len(line) >= LONGEST:
+                    self.answers.put(_End(f"the answer is longer than {LONGEST} characters"))
+                    return
+                if line.strip():
+                    self.answers.put(line)
+        except (OSError, ValueError):
+            pass  # it was stopped while it was still talking
         self.answers.put(_End(""))
 
     def _listen(self):
-        while line := self.process.stderr.readline(10_000):
-            self.complaints.append(line)
+        try:
+            while line := self.process.stderr.readline(10_000):
+                self.complaints.append(line)
+        except (OSError, ValueError):
+            pass
 
     def ask(self, question: str, timeout: float) -> str:
         """One line out, one line back."""
