@@ -46,7 +46,9 @@ def write_folder(path, files: dict[str, bytes], *, may_replace: tuple[str, ...])
     where `path` is there and holds anything but files named in `may_replace`. If the machine stops
     between the two renames, the old folder is whole under the name `.NAME.PID.old`.
     """
-    path = Path(path)
+    path = Path(path).absolute()
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise FileExistsError(f"{path}: expected a new folder, got something that is none")
     if path.is_dir():
         strangers = sorted(p.name for p in path.iterdir() if p.name not in may_replace)
         if strangers:

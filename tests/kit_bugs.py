@@ -28,6 +28,9 @@ BUGS = {
     "squared norm, the root is missing": [
         (ROOT, "np.sum(rows.astype(np.float64) ** 2, 1) + self.tiny")
     ],
+    "root mean square for a norm": [
+        (ROOT, "np.sqrt(np.mean(rows.astype(np.float64) ** 2, 1) + self.tiny**2)")
+    ],
     "sum of absolute values for a norm": [(ROOT, "np.sum(abs(rows), 1) + self.tiny")],
     "norm kept from before the step": [
         (NORM, "c = self.__dict__.setdefault(f'{r.case} {r.norm_grad}', self.length(V))\n")

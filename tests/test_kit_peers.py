@@ -12,12 +12,14 @@ from minidora.__main__ import main
 from minidora.kit import load, peers, run
 from minidora.kit.adapter import load_adapter
 
+CLAUSE_ORDER = [f"{letter}{i}" for letter in "DFBMGISPZTQLEC" for i in range(1, 7)]
 SPEC = (Path(peers.__file__).parent / "SPEC.md").read_text(encoding="utf-8")
 
 
 def test_the_clauses_are_the_specs_in_its_order():
     order = [line[4:6] for line in SPEC.splitlines() if line.startswith("- **")]
-    assert set(peers.CLAUSES) == set(order) == set(peers.SHOWS_IN)
+    assert list(peers.CLAUSES) == [c for c in CLAUSE_ORDER if c in order and c != "I2"]
+    assert set(peers.CLAUSES) == set(order) - {"I2"} == set(peers.SHOWS_IN)
     asked = {clause for case in load() for clause in case.clauses}
     assert asked <= set(peers.CLAUSES)
 
@@ -59,6 +61,13 @@ def test_a_diagnosed_mistake_breaks_its_clause_alone():
     assert row.cell("B1") == "✗" and row.cell("D1") == "✓" and row.cell("Z2") == ""
     row = peers.row_of(run(ScaledBias(), cases[:1]))  # nothing but cases with a bias
     assert set(row.failed) == {"B1"} and not {"D1", "D3", "F1"} & row.passed
+
+
+def test_a_mistake_whose_clause_the_case_does_not_have_is_not_lost():
+    cases = [c for c in load() if c.name == "m_large.per_output"]  # which is not about B1
+    assert "B1" not in cases[0].clauses
+    row = peers.row_of(run(ScaledBias(), cases))
+    assert set(row.failed) == {"B1"} and "D4" not in row.passed and "G1" in row.passed
 
 
 def test_what_has_no_diagnosis_breaks_the_clauses_it_shows_in():
@@ -134,7 +143,7 @@ def test_any_module_takes_a_layer_by_the_names_of_its_parameters():
             return FromScratch(base, len(r.A), scale_of(r))
 
     report = run(Adapter())
-    assert report.conforms(strict=True) and report.count("pass") > 20
+    assert report.conforms() and report.count("pass") > 20 and set(report.unanswered) == {"merge"}
     assert any("merge" in r.skipped for r in report.results)
     Adapter.alternatives = {"norm_axis": "per_output", "norm_grad": "detached"}
     assert list(run(Adapter()).diagnoses) == ["gradient is the exact one"]
@@ -147,6 +156,45 @@ def test_any_module_takes_a_layer_by_the_names_of_its_parameters():
 def mended(good, name):
     if good:
         pytest.skip(f"this {name} has mended it")
+
+
+def test_pefts_opt_in_cache_keeps_a_norm_from_before_a_step():
+    """Not in the matrix, for it is off by default: PEFT 0.21.2's DoraCaching, in eval mode."""
+    pytest.importorskip("peft", reason="needs PEFT")
+    helpers = pytest.importorskip("peft.helpers")
+    if not hasattr(helpers, "DoraCaching"):
+        pytest.skip("this PEFT has no cache")
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=1, target_modules=["0"], use_dora=True)
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(3, 2)), config).eval()
+    x = torch.randn(4, 3)
+    with torch.no_grad(), helpers.DoraCaching():
+        model(x)
+        dict(model.named_parameters())["base_model.model.0.lora_B.default.weight"].fill_(1.0)
+        cached = model(x)
+    with torch.no_grad():
+        right = model(x)
+    mended(torch.allclose(cached, right, atol=1e-6), "PEFT")
+    assert (cached - right).abs().max() > 0.01
+
+
+def test_pefts_conv1d_has_rows_for_single_vectors_and_nan_for_zero_vectors():
+    """F2, Z2, Z3: PEFT 0.21.2 around transformers' Conv1D."""
+    pytest.importorskip("peft", reason="needs PEFT")
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    base = torch.nn.Sequential(Conv1D(2, 3))
+    base[0].weight.data[:, 1] = 0  # (d_in, d_out): one output's weights
+    config = LoraConfig(r=1, target_modules=["0"], use_dora=True, fan_in_fan_out=True)
+    model = get_peft_model(base, config)
+    y, one = model(torch.ones(1, 3)), model(torch.ones(3))
+    mended(torch.isfinite(y).all() and one.shape == (2,), "PEFT")
+    assert torch.isnan(y).tolist() == [[False, True]] and one.shape == (1, 2)
 
 
 def test_torchtune_scales_the_bias():

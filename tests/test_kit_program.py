@@ -239,6 +239,44 @@ def test_an_adapter_that_does_nothing_does_not_conform(cases):
     assert report.count("skip") == len(report.results) and not report.conforms()
 
 
+def test_a_port_that_declares_gradients_and_gives_none_does_not_conform(cases):
+    class Misspelt:
+        alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+
+        def forward(self, request):
+            return Port().forward(request)
+
+        def backwards(self, request):
+            return Port().backward(request)
+
+    report = run(Misspelt(), cases)
+    assert report.count("fail") == 0 and not report.conforms()
+    assert "NOT ANSWERED: merge (3), backward (3)" in text(report)
+    Misspelt.alternatives = {"norm_axis": "per_output"}
+    assert run(Misspelt, cases).conforms()  # a class does as well
+
+
+@pytest.mark.parametrize(
+    "source, said",
+    [
+        ("class Adapter:\n    alternatives = {'norm_axis': 'per_row'}", "expected 'per_output' or"),
+        ("class Adapter:\n    pass", "alternatives: expected a dict or JSON object, got None"),
+        ("class Adapter(:", "SyntaxError: "),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(4)", "exit code 4"),
+    ],
+)
+def test_an_adapter_that_cannot_be_used_says_why_in_a_line(
+    tmp_path, monkeypatch, capsys, source, said
+):
+    (tmp_path / "broken_port.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["kit", "run", "--impl", "broken_port:Adapter"])
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in err and "Traceback" not in err
+
+
 def test_an_adapter_that_raises_fails_that_case(cases):
     report = run(Raising(), cases)
     assert [r.status for r in report.results] == ["pass", "fail", "pass"]
@@ -331,8 +369,11 @@ class _Recorder:
 def test_files_of_answers_are_verified(tmp_path, capsys):
     few = [c for c in load() if "optimizer" not in c.settings]
     write_results(tmp_path / "results", few)
-    assert main(["kit", "verify", str(tmp_path / "results"), "--strict"]) == 0
+    assert main(["kit", "verify", str(tmp_path / "results")]) == 0
     out = capsys.readouterr().out
+    assert "NOT ANSWERED: after_steps (4)" in out  # two optimizers, exact and detached
+    assert main(["kit", "verify", str(tmp_path / "results"), "--strict"]) == 1
+    capsys.readouterr()
     assert "filed 3 conforms to kit 1.0" in out and "no file answers steps_sgd.per_output" in out
     path = tmp_path / "results" / "plain.per_output exact.json"
     found = json.loads(path.read_text())
@@ -375,6 +416,20 @@ def test_steps_on_file(tmp_path):
             "b.json: expected one file for each variant",
         ),
         (
+            {
+                "implementation.json": '{"alternatives": {}}',
+                "a.json": '{"case": "a", "dtype": "f4"}',
+            },
+            "a.json: dtype: expected one of .*, got 'f4'",
+        ),
+        (
+            {
+                "implementation.json": '{"alternatives": {}}',
+                "a.json": '{"case": "a", "norm_grad": "exakt"}',
+            },
+            "a.json: norm_grad: expected one of .*, got 'exakt'",
+        ),
+        (
             {"implementation.json": '{"alternatives": {}}', "a.json": '{"case": "one"}'},
             r"expected the kit's cases, got \['one'\]",
         ),
@@ -405,9 +460,11 @@ def test_the_report_as_text_json_and_markdown(cases):
     report = run(Doubled(), cases)
     said = text(report)
     assert said.splitlines()[0].split()[:3] == ["case", "level", "verdict"]
-    assert "twice | the bias unknown does NOT conform to kit 1.0: 1 pass, 2 fail, 0 skip" in said
+    assert (
+        "twice | the bias unknown does NOT conform to kit 1.0: 1 pass, 2 fail, 0 skip (var" in said
+    )
     assert "diagnosis: bias added twice (in the forward pass alone)" not in said
-    assert "diagnosis: bias added twice (2 cases)" in said
+    assert "diagnosis: bias added twice (2 variants)" in said
     table = markdown(report)
     rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert len(rows) == 5 and all(line.count(" | ") == 5 for line in rows)

@@ -217,6 +217,7 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "guesses = dict(zip([f'layer {i}' for i in range(1, 7)], 'cfadbe'))",
             "guesses = 'cfaebd'",
             "guesses = {'layer 1': 'c'}",
+            "guesses = dict.fromkeys([f'layer {i}' for i in range(1, 7)], 'c')",
         ],
         [
             "alternatives = {'norm_axis': 'per_output', 'norm_grad': 'detached',"
@@ -225,13 +226,12 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             " 'dropout': 'low_rank'}",
             "alternatives = {'norm_axis': 'per_input', 'norm_grad': 'detached', 'dropout': 'both'}",
             "alternatives = {'norm_axis': 'per_input', 'norm_grad': 'detached'}",
-            "alternatives = {'norm_axis': 'per_input', 'norm_grad': 'detached',"
-            " 'dropout': 'low_rank', 'zero_vector': 'unit'}",
         ],
         [
             "scales = {'q': 2.0, 'v': 16 / 32**0.5}",
             "scales = {'q': 16 / 8**0.5, 'v': 16 / 8**0.5}",
             "scales = {'q': 16 / 8**0.5, 'v': 0.5}",
+            "scales = {'q': -16 / 8**0.5, 'v': -16 / 32**0.5}",
             "scales = {'q': 16 / 8**0.5, 'v': 64 / 32**0.5}",
         ],
     ],

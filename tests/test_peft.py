@@ -237,6 +237,33 @@ def test_models_that_a_peft_folder_cannot_hold(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_no_folder_is_left_alone(tmp_path):
+    model = adapted(base_of("float32"), "dora")
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for name in ("thesis.txt", "link"):
+        with pytest.raises(FileExistsError, match="expected a new folder, got something that is"):
+            peft.save_adapter(tmp_path / name, model)
+    assert (tmp_path / "thesis.txt").read_text() == "mine" and (tmp_path / "link").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real", "thesis.txt"]
+    with pytest.raises(TypeError, match="base: expected a network of minidora, got dict"):
+        peft.load_adapter(tmp_path / "real", {})
+
+
+def test_names_that_a_pattern_cannot_tell_apart_are_refused(tmp_path):
+    """PEFT's pattern q means x.q too: of two ranks only one could be said."""
+    from minidora.peft.folder import Adapter, write_adapters
+
+    def one(rank):
+        return Adapter(np.ones((rank, 4)), np.ones((3, rank)), np.ones(3), 1.0, 0.0)
+
+    layers = {"q": one(2), "x.q": one(4), "y.q": one(4)}
+    with pytest.raises(ValueError, match="model: the name 'x.q' is ambiguous"):
+        write_adapters(tmp_path / "a", layers)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_with_other_files_is_left_alone(folder, tmp_path):
     path, base = folder
     before = {p.name: p.read_bytes() for p in path.iterdir()}
@@ -370,6 +397,10 @@ def test_settings_that_are_refused_by_name(folder, name, value, said):
         (lambda p: put(p, "tok.lora_A.weight", lambda _: np.ones((2, 2))), "no linear layer 'tok'"),
         (lambda p: put(p, "blocks.7.up.lora_A.weight", lambda _: np.ones(2)), "'blocks.7.up'"),
         (lambda p: rename(p, lambda k: k.replace("base_model.", "")), "expected keys base_model"),
+        (
+            lambda p: put(p, f"{Q}.lora_magnitude_vector.weight", lambda _: np.ones(16)),
+            "expected one key for 'm' of a layer",
+        ),
         (lambda p: put(p, f"{Q}.lora_A.weight", lambda a: a[:, :5]), f"{Q}: A: expected shape"),
         (lambda p: put(p, f"{Q}.lora_A.weight", lambda a: a[0]), r"got A \(16,\)"),
         (lambda p: put(p, f"{Q}.lora_B.weight", lambda a: a.T), f"{Q}: B: expected shape"),
@@ -469,7 +500,7 @@ def test_a_base_that_is_not_finite_is_refused(folder):
     path, base = folder
     base = nn.thaw(base)
     base.blocks[0].up.weight[0, 0] = np.nan
-    with pytest.raises(ValueError, match="adapter: blocks.0.up.weight: expected finite values"):
+    with pytest.raises(ValueError, match="base: blocks.0.up.weight: expected finite values"):
         peft.load_adapter(path, base)
     assert base.blocks[0].up.weight.flags.writeable
 

@@ -23,7 +23,12 @@ def load_adapter(target: str):
         if not hasattr(found, part):
             raise ValueError(f"--impl: expected a name in {module_name}, got {name!r}")
         found = getattr(found, part)
-    return found() if isinstance(found, type) else found
+    return made(found)
+
+
+def made(implementation):
+    """An implementation; a class is called without arguments."""
+    return implementation() if isinstance(implementation, type) else implementation
 
 
 def described(adapter) -> dict:

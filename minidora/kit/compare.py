@@ -42,7 +42,8 @@ def difference(output: str, got, expected: np.ndarray, tolerance: float, dtype: 
     array = as_array(got)
     if array is None:
         return bad(f"expected numbers of shape {expected.shape}, got {_short(got)}")
-    if array.shape != expected.shape and not (array.size == expected.size == 0):
+    flat = array.size == expected.size == 0 and array.ndim == 1  # JSON's empty list
+    if array.shape != expected.shape and not flat:
         return bad(f"expected shape {expected.shape}, got shape {array.shape}")
     if expected.size == 0:
         return Difference(output, 0.0, 0.0, tolerance)
@@ -64,10 +65,13 @@ def difference(output: str, got, expected: np.ndarray, tolerance: float, dtype: 
 def _worst(got: np.ndarray, expected: np.ndarray) -> str:
     """Where two arrays are farthest apart, and the factor between them, if there is one."""
     where = np.unravel_index(np.abs(got - expected).argmax(), got.shape)
+    off = got[where] - expected[where]
     text = f", at {[int(i) for i in where]} {got[where]:.6g} for {expected[where]:.6g}"
+    text += f" (off by {off:.1e})" if abs(off) < 1e-4 * abs(expected[where]) else ""
     square = (expected * expected).sum()
     factor = (got * expected).sum() / square if square else 0.0
-    if square and np.abs(got - factor * expected).max() <= 1e-6 * np.abs(expected).max():
+    constant = np.abs(got - factor * expected).max() <= 1e-6 * np.abs(expected).max()
+    if square and constant and abs(factor - 1) > 1e-4:
         text += f", {factor:.6g} times what is expected"
     elif got.ndim == 2 and got.shape[0] == got.shape[1] and np.allclose(got, expected.T):
         text += ", the transpose of what is expected"

@@ -11,7 +11,6 @@ import numpy as np
 
 from .inputs import draw, linear, mask
 
-VERSION = "1.0"
 AXES = ("per_output", "per_input")
 WIDE = ("float64", "float32")
 DTYPES = (*WIDE, "bfloat16", "float16")
@@ -78,7 +77,7 @@ def plain(axis: str) -> list[Definition]:
     return [
         case("plain", both, common, wrong=True),
         case("square", both, shaped, scale=1.5, shape={"d_out": 4, "d_in": 4}, wrong=True),
-        case("wide", both, (*shaped, "norm-gradient"), scale=-1.25, shape=wide),
+        case("wide", (*both, "S1"), (*shaped, "norm-gradient"), scale=-1.25, shape=wide),
         case("tall", both, (*shaped, "scale-in-norm"), scale=0.5, shape=tall),
         case("large_scale", ("D1", "D3", "G3"), ("scale-in-norm",), scale=4.0, dtypes=WIDE),
         case("high_rank", FORWARD, shaped, scale=0.25, shape={"d_out": 4, "d_in": 4, "rank": 6}),
@@ -110,7 +109,7 @@ def special(axis: str) -> list[Definition]:
     larger = ("bias-scaled", "magnitude-not-trained")
     return [
         case("b_zero", ("G2", "G3"), ("norm-gradient",), change=lambda p: {"B": 0 * p["B"]}),
-        case("at_init", ("I1", "I2"), ("norm-axis", "magnitude-not-trained"), **init),
+        case("at_init", ("I1",), ("norm-axis", "magnitude-not-trained"), **init),
         case("m_signs", ("D4", "G1"), ("dm-over-m",), change=signs, wrong=axis == AXES[0]),
         case("m_large", ("D4", "G1"), larger, change=lambda p: {"m": p["m"] + 4}),
         case("scale_zero", ("S1", "D4"), ("strength",), scale=0.0),
@@ -233,9 +232,9 @@ def scalings() -> list[Definition]:
     cases = []
     for scaling in ("alpha_over_r", "alpha_over_sqrt_r"):
         requires = {"norm_axis": "per_output", "scaling": scaling}
-        inputs = linear(scaling, rank=4)
+        inputs = linear(scaling, rank=3)  # no other size is 3
         where = ("must", ("scale-in-norm",), requires, None, inputs)
-        more = {"settings": {"alpha": 3.0}, "wrong": scaling == "alpha_over_r"}
+        more = {"settings": {"alpha": 7.0}, "wrong": scaling == "alpha_over_r"}
         cases.append(Definition(scaling, ("S2",), *where, **more))
     return cases
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from mpmath import mp, mpf
 
-from .definitions import VERSION, Definition, definitions
+from .definitions import Definition, definitions
 from .optimizer import update
+from .protocol import VERSION
 from .wrong import wrong_answers
 
 DIGITS = 60
@@ -165,7 +166,7 @@ def two_steps(case: Definition, p: dict, norm_grad: str) -> dict:
             gradient = gradient[norm_grad] if name in "AB" else gradient
             p[name] = update(p[name], gradient, state.setdefault(name, {}), step, settings)
             after[name].append(p[name])
-    return {name: np.stack(values) for name, values in after.items()}
+    return {n: np.stack(values) for n, values in after.items()} | {"W": merged(case, p)}
 
 
 def numbers(settings: dict) -> dict:

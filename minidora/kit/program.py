@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .protocol import ANSWERS, Request, check_alternatives
+from .protocol import ANSWERS, VERSION, Request, check_alternatives
 
 LONGEST = 64 * 2**20  # characters of one answer
 
@@ -38,7 +38,7 @@ class Program:
         self._running: _Running | None = None
         self._count = 0
         try:
-            greeting = self._ask({"op": "hello", "kit": "1.0"})
+            greeting = self._ask({"op": "hello", "kit": VERSION})
             self.name = str(greeting.get("name", self.command[0]))
             self.version = str(greeting.get("version", "unknown"))
             if "alternatives" not in greeting:

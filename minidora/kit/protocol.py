@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+VERSION = "1.0"
+"""Of the kit: of the protocol, and of the cases."""
+
 ALTERNATIVES = {
     "norm_axis": ("per_output", "per_input"),
     "norm_grad": ("exact", "detached"),

@@ -25,10 +25,15 @@ def verdict(report: Report, *, strict: bool = False) -> list[str]:
     """What to read first: conforms or not, the counts, the diagnoses."""
     said = "conforms to" if report.conforms(strict=strict) else "does NOT conform to"
     counts = ", ".join(f"{report.count(s)} {s}" for s in ("pass", "fail", "skip"))
+    cases = len({r.variant.case.name for r in report.results})
+    counts += f" (variants of {cases} case{'s' * (cases > 1)})"
     chosen = ", ".join(f"{k} {'/'.join(v)}" for k, v in report.alternatives.items() if v)
     lines = [f"{report.name} {report.version} {said} kit {report.kit}: {counts}", f"({chosen})"]
     for name, count in report.diagnoses.items():
-        lines.append(f"diagnosis: {name} ({count} case{'s' * (count > 1)})")
+        lines.append(f"diagnosis: {name} ({count} variant{'s' * (count > 1)})")
+    if report.unanswered:
+        left = ", ".join(f"{op} ({count})" for op, count in report.unanswered.items())
+        lines.append(f"NOT ANSWERED: {left}")
     outputs = report.failing_outputs
     if any(outputs.values()):
         wrong = ", ".join(f"{name} ({count})" for name, count in outputs.items() if count)

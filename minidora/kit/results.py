@@ -7,9 +7,9 @@ one variant: {"case", and where it applies "norm_grad" and "dtype", and the outp
 import json
 from pathlib import Path
 
-from .protocol import Request, check_alternatives
+from .protocol import ALTERNATIVES, Request, check_alternatives
 
-ABOUT = "implementation.json"
+ABOUT, DTYPES = "implementation.json", ALTERNATIVES["dtype"]
 
 
 class Results:
@@ -35,6 +35,9 @@ class Results:
         answer = _read(path)
         if not isinstance(answer.get("case"), str):
             raise ValueError(f'{path}: expected an entry "case", got {sorted(answer)}')
+        for name, allowed in (("norm_grad", (None, *ALTERNATIVES["norm_grad"])), ("dtype", DTYPES)):
+            if answer.get(name, allowed[0]) not in allowed:
+                raise ValueError(f"{path}: {name}: expected one of {allowed}, got {answer[name]!r}")
         key = (answer["case"], answer.get("norm_grad"), answer.get("dtype", "float64"))
         if key in self._answers:
             raise ValueError(f"{path}: expected one file for each variant, got a second for {key}")
@@ -70,8 +73,8 @@ class Results:
         return self._find(request, "dA", "dB", "dm", "dx", "dbias")
 
     def after_steps(self, request: Request) -> dict:
-        """A, B and m after each step, on file: [after the first, after the second]."""
-        return self._find(request, "A", "B", "m")
+        """A, B and m after each step, on file: [after the first, after the second]; and W."""
+        return self._find(request, "A", "B", "m", "W")
 
 
 def _read(path: Path) -> dict:

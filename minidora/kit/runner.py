@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .adapter import described
+from .adapter import described, made
 from .compare import Difference, as_array, difference
 from .diagnosis import diagnose
 from .files import KitCase, load
@@ -40,6 +40,8 @@ class CaseResult:
     skipped: tuple[str, ...] = ()  # what the implementation does not have
     errors: tuple[str, ...] = ()  # what it raised or answered instead
     diagnoses: tuple[str, ...] = ()
+    unanswered: tuple[str, ...] = ()  # the operations among what it does not have
+    asked: bool = True  # or it is about an alternative that the implementation does not take
 
     @property
     def error(self) -> float:
@@ -78,10 +80,26 @@ class Report:
         """How many variants passed, failed or were skipped."""
         return sum(result.status == status for result in self.results)
 
+    @property
+    def unanswered(self) -> dict[str, int]:
+        """Operations that cases it was asked had, and that it did not answer: how often each."""
+        counts: Counter = Counter()
+        for result in self.results:
+            if result.status != "skip" or result.asked:
+                counts.update(result.unanswered)
+        return dict(counts)
+
     def conforms(self, *, strict: bool = False) -> bool:
-        """Whether something passed and nothing failed; a "should" may, unless strict."""
+        """Whether something passed and nothing failed, and gradients came if they were declared.
+
+        A "should" may fail, and an operation stay unanswered, unless strict.
+        """
         failed = [r for r in self.results if r.status == "fail"]
         heavy = [r for r in failed if strict or r.variant.case.level != "should"]
+        heavy += [1] if strict and self.unanswered else []
+        gradients = any(d.output in ("dA", "A") for r in self.results for d in r.differences)
+        if self.alternatives.get("norm_grad") and "backward" in self.unanswered and not gradients:
+            return False
         return self.count("pass") > 0 and not heavy
 
     @property
@@ -94,7 +112,7 @@ class Report:
 
     @property
     def diagnoses(self) -> dict[str, int]:
-        """The fewest mistakes that explain the diagnosed failures, with how many each explains."""
+        """Few mistakes that explain the diagnosed failures, with how many each explains first."""
         left = [set(r.diagnoses) for r in self.results if r.diagnoses]
         found: dict[str, int] = {}
         while left:
@@ -112,6 +130,7 @@ def run(implementation, cases: Iterable[KitCase] | None = None, *, each: Callabl
     of that case. Raises ValueError for alternatives that SPEC.md does not know, and for case files
     that were changed.
     """
+    implementation = made(implementation)
     cases = load() if cases is None else list(cases)
     about = described(implementation)
     chosen = check_alternatives(about["alternatives"])
@@ -142,7 +161,7 @@ def answered(implementation, variant: Variant, chosen: dict) -> CaseResult:
     """One variant put to the implementation."""
     missing = not_chosen(variant, chosen)
     if missing:
-        return CaseResult(variant, "skip", skipped=(missing,))
+        return CaseResult(variant, "skip", skipped=(missing,), asked=False)
     talk = _Talk(implementation, variant)
     if "steps" in variant.case.gives:
         talk.steps()
@@ -154,7 +173,9 @@ def answered(implementation, variant: Variant, chosen: dict) -> CaseResult:
     names = ()
     if any(not d.ok for d in found):
         names = tuple(diagnose(variant.case, variant.dtype, variant.norm_grad, talk.got, found))
-    return CaseResult(variant, status, tuple(found), tuple(talk.skipped), tuple(talk.errors), names)
+    left = tuple(dict.fromkeys(talk.unanswered))
+    said = (tuple(talk.skipped), tuple(talk.errors), names, left)
+    return CaseResult(variant, status, tuple(found), *said)
 
 
 def not_chosen(variant: Variant, chosen: dict) -> str:
@@ -177,6 +198,7 @@ class _Talk:
         self.got: dict = {}
         self.skipped: list[str] = []
         self.errors: list[str] = []
+        self.unanswered: list[str] = []
 
     def request(self, op: str) -> Request:
         """The question for the inputs as they are now; its arrays are the implementation's own."""
@@ -196,11 +218,13 @@ class _Talk:
         """The answer; None where there is none, and then why is in `skipped` or `errors`."""
         method = getattr(self.implementation, op, None)
         if method is None:
+            self.unanswered.append(op)
             self.skipped.append(f"{op} (no such method)")
             return None
         try:
             answer = method(self.request(op))
         except NotImplementedError as missing:
+            self.unanswered.append(op)
             self.skipped.append(str(missing) or op)
             return None
         except Exception as error:  # whatever it raises: the run goes on
@@ -225,10 +249,13 @@ class _Talk:
             if op in case.gives:
                 answer = self.ask(op)
                 if answer is not None:
-                    turned = self.variant.turned and op == "merge" and as_array(answer) is not None
-                    self.got[ANSWERS[op]] = np.transpose(answer) if turned else answer
+                    self.got[ANSWERS[op]] = answer if op == "forward" else self.turned_back(answer)
         if "backward" in case.gives:
             self.got.update(self.gradients() or {})
+
+    def turned_back(self, W):
+        """A merged weight as the case has it."""
+        return np.transpose(W) if self.variant.turned and as_array(W) is not None else W
 
     def gradients(self) -> dict | None:
         """The gradients that the case expects; one that is missing stays away."""
@@ -274,6 +301,9 @@ class _Talk:
             if len(after["m"]) < step:
                 return
         self.got = {name: np.stack(values) for name, values in after.items()}
+        merged = self.ask("merge")  # of the parameters as they are now
+        if merged is not None:
+            self.got["W"] = self.turned_back(merged)
 
     def differences(self) -> Iterator[Difference]:
         """Every output that came, held against what was expected."""

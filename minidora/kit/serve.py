@@ -47,8 +47,9 @@ def main(target: str) -> None:
     out, sys.stdout = sys.stdout, sys.stderr
     try:
         adapter = load_adapter(target)
-    except (ImportError, ValueError) as error:
-        sys.exit(str(error))
+        described(adapter)
+    except Exception as error:  # whatever a port's module raises, one line of it
+        sys.exit(f"{type(error).__name__}: {error}")
     for line in sys.stdin:
         question = json.loads(line)
         out.write(json.dumps({"id": question["id"], **answer(adapter, question)}) + "\n")

@@ -7,7 +7,7 @@ test_dora = conformance(Adapter())
 
 from collections.abc import Iterable
 
-from .adapter import described
+from .adapter import described, made
 from .files import KitCase, load
 from .protocol import check_alternatives
 from .runner import answered, variants
@@ -21,6 +21,7 @@ def conformance(implementation, cases: Iterable[KitCase] | None = None):
     """
     import pytest
 
+    implementation = made(implementation)
     chosen = check_alternatives(described(implementation)["alternatives"])
     every = [v for case in (load() if cases is None else cases) for v in variants(case, chosen)]
 

@@ -83,6 +83,9 @@ FORWARD: dict[str, Cells] = {
     },
     "one norm for the whole matrix": {"norm": lambda p: lambda M: _sum(M * M, (0, 1)) ** 0.5},
     "squared norm, the root is missing": {"norm": lambda p: lambda M: _sum(M * M, p.axis)},
+    "root mean square for a norm": {
+        "norm": lambda p: lambda M: (_sum(M * M, p.axis) / M.shape[p.axis]) ** 0.5,
+    },
     "sum of absolute values for a norm": {"norm": lambda p: lambda M: _sum(abs(M), p.axis)},
     "scale missing inside the norm": {"normed": lambda p: p.W0 + p.B @ p.A},
     "scale missing": {"delta": lambda p: p.B @ p.A},

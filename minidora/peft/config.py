@@ -93,15 +93,11 @@ def check_targets(path: Path, config, found: set[str], linears) -> None:
             return bool(re.fullmatch(names, where))
         return any(named(where, name) for name in names)
 
-    if targets == "all-linear":
-        meant = found | {where for where in linears if means(excluded, where)}
-        wrong = {where for where in found if means(excluded, where)}
-    else:
-        meant = {w for w in linears if means(targets, w) and not means(excluded, w)}
-        wrong = found - meant
-    if wrong:
+    every = targets == "all-linear"
+    meant = {w for w in linears if (every or means(targets, w)) and not means(excluded, w)}
+    if wrong := found - meant:
         raise ValueError(f"{path}: target_modules does not mean {sorted(wrong)[0]!r}")
-    lacking = meant - found if targets != "all-linear" else set()
+    lacking = set() if every else meant - found
     if lacking or not found:
         where = sorted(lacking)[0] if lacking else "any layer of the base"
         raise ValueError(f"{path}: expected arrays for {where!r}, by target_modules, got none")

@@ -80,7 +80,9 @@ def write_adapters(
         "modules_to_save": None,
     }
     for path, one in adapters.items():
-        if not np.isclose(scale_of(config, path, ranks[path]), one.scale, rtol=1e-12, atol=0):
+        scale = scale_of(config, path, ranks[path])
+        said = setting_of(config["rank_pattern"], path, rank)
+        if said != ranks[path] or not np.isclose(scale, one.scale, rtol=1e-12, atol=0):
             raise ValueError(f"model: the name {path!r} is ambiguous beside {list(adapters)}")
     arrays = {
         f"{PREFIX}{path}.{key}": np.ascontiguousarray(getattr(one, name))
@@ -130,11 +132,13 @@ def load_adapter(folder, base: Layer, *, norm_grad: str = "exact") -> Layer:
     have, or does not fit `base`; nothing is changed then.
     """
     one_of("norm_grad", norm_grad, ("exact", "detached"))
+    if not isinstance(base, Layer):
+        raise TypeError(f"base: expected a network of minidora, got {type(base).__name__}")
+    for path, array in parameters(base).items():
+        finite(f"base: {path}", array)
     linears = {path: layer for path, layer in walk(base) if isinstance(layer, Linear)}
     adapters = read_adapters(folder, linears)
     try:
-        for path, array in parameters(base).items():
-            finite(path, array)
         made = {path: _layer(linears[path], one, path, norm_grad) for path, one in adapters.items()}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder}: {error}") from error
@@ -237,7 +241,10 @@ def _by_layer(path: Path, arrays, config, linears: Collection[str]) -> dict[str,
         if matched.group(1) not in linears:
             where = matched.group(1)
             raise ValueError(f"{path}: {key}: the base has no linear layer {where!r}")
-        found.setdefault(matched.group(1), {})[name] = array
+        own = found.setdefault(matched.group(1), {})
+        if name in own:
+            raise ValueError(f"{path}: expected one key for {name!r} of a layer, got {key!r} too")
+        own[name] = array
     for where, own in found.items():
         missing = [f"{PREFIX}{where}.{KEYS[name]}" for name in expected if name not in own]
         if missing:

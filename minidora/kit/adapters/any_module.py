@@ -24,6 +24,11 @@ def scale_of(r: Request) -> float:
     return r.alpha / (len(r.A) ** 0.5 if r.scaling == "alpha_over_sqrt_r" else len(r.A))
 
 
+def alpha_of(r: Request) -> float:
+    """The alpha of a layer that divides it by its rank, or by the root of it for rsLoRA."""
+    return r.scale * len(r.A) if r.alpha is None else r.alpha
+
+
 def tensor(array, dtype: str, *, trained: bool = False) -> torch.Tensor:
     """An array of the request in its dtype."""
     return torch.tensor(array, dtype=getattr(torch, dtype), requires_grad=trained)
@@ -47,7 +52,6 @@ class AnyModule:
 
     places: dict[str, str] = {}
     """Where A, B, m and bias are in the module; ".T" after the name for a transposed one."""
-    reset = False  # a new module for every question, for modules that cannot be overwritten
 
     def __init__(self):
         self._modules: dict[tuple, nn.Module] = {}
@@ -125,7 +129,7 @@ class AnyModule:
 
     def _module(self, r: Request) -> nn.Module:
         key = (r.case, r.dtype, r.norm_grad)
-        if self.reset or key not in self._modules:
+        if key not in self._modules:
             self._modules[key] = self._new(r)
         return self._filled(self._modules[key], r)
 

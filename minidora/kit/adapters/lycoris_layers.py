@@ -1,18 +1,18 @@
 """LyCORIS's LoConModule with weight_decompose, as released: DoRA for Linear and Conv2d."""
 
-from importlib.metadata import version
+from importlib import metadata
 
 import torch
 from lycoris.modules.locon import LoConModule
 
 from ..protocol import Request
-from .any_module import AnyModule
+from .any_module import AnyModule, alpha_of
 
 
 class LoCon(AnyModule):
     """`lycoris.modules.locon.LoConModule`; norm_axis is its wd_on_out, strength its multiplier."""
 
-    name, version = "LyCORIS LoConModule", version("lycoris-lora")
+    name, version = "LyCORIS LoConModule", metadata.version("lycoris-lora")
     alternatives = {
         "norm_axis": ("per_output", "per_input"),
         "norm_grad": "exact",
@@ -38,7 +38,7 @@ class LoCon(AnyModule):
             base,
             r.strength,
             lora_dim=len(r.A),
-            alpha=(r.scale * len(r.A) if r.alpha is None else r.alpha),
+            alpha=alpha_of(r),
             weight_decompose=True,
             wd_on_out=r.norm_axis != "per_input",
             rs_lora=r.scaling == "alpha_over_sqrt_r",

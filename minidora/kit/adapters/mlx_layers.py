@@ -35,6 +35,9 @@ class Linear:
     }
     trained = {"A": "lora_a", "B": "lora_b", "m": "m"}  # the first two transposed
 
+    def __init__(self):
+        self._layers: dict[tuple, nn.Module] = {}
+
     def init_magnitude(self, request: Request):
         """The m of a new layer."""
         return plain(self._new(request).m)
@@ -78,7 +81,10 @@ class Linear:
         return DoRALinear.from_base(base, r=len(r.A), scale=r.scale)
 
     def _filled(self, r: Request):
-        layer = self._new(r)
+        """One layer for each case, whose parameters are overwritten."""
+        key = (r.case, r.dtype)
+        layer = self._layers.setdefault(key, None) or self._new(r)
+        self._layers[key] = layer
         layer.lora_a, layer.lora_b = array(r.A.T, r.dtype), array(r.B.T, r.dtype)
         layer.m = array(r.m, "float32")
         if r.mask is not None:

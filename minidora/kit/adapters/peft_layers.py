@@ -6,7 +6,7 @@ from peft import LoraConfig
 from peft.tuners.lora import layer as lora
 
 from ..protocol import Request
-from .any_module import AnyModule, tensor
+from .any_module import AnyModule, alpha_of, tensor
 
 
 class Linear(AnyModule):
@@ -34,7 +34,7 @@ class Linear(AnyModule):
         rank, transposed = len(r.A), r.layout == "in_out"
         config = LoraConfig(
             r=rank,
-            lora_alpha=r.scale * rank if r.alpha is None else r.alpha,
+            lora_alpha=alpha_of(r),
             use_rslora=r.scaling == "alpha_over_sqrt_r",
             use_dora=True,
             fan_in_fan_out=transposed,
@@ -57,7 +57,7 @@ class Conv1D(Linear):
     """PEFT's layer around transformers' Conv1D, whose weight is (d_in, d_out)."""
 
     name = "PEFT Conv1D (fan_in_fan_out)"
-    alternatives = {"norm_axis": "per_output", "norm_grad": "detached", "layout": "in_out"}
+    alternatives = Linear.alternatives | {"layout": "in_out"}
 
     def _base(self, r: Request):
         from transformers.pytorch_utils import Conv1D as Transposed

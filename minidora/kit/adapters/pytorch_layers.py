@@ -5,7 +5,7 @@ import torch
 from ... import __version__
 from ...pytorch import DoRALinear, dora
 from ..protocol import Request
-from .any_module import AnyModule, gradients, plain, scale_of, tensor
+from .any_module import AnyModule, alpha_of, gradients, plain, scale_of, tensor
 
 VERSION = f"{__version__} (torch {torch.__version__})"
 
@@ -62,10 +62,9 @@ class Module(AnyModule):
 
     def build(self, base, r: Request):
         """A DoRALinear around the base."""
-        alpha = r.scale * len(r.A) if r.alpha is None else r.alpha
         modes = {"norm_axis": r.norm_axis, "norm_grad": r.norm_grad or "exact"}
         rslora = r.scaling == "alpha_over_sqrt_r"
-        return DoRALinear(base, len(r.A), alpha, rslora=rslora, strength=r.strength, **modes)
+        return DoRALinear(base, len(r.A), alpha_of(r), rslora=rslora, strength=r.strength, **modes)
 
     def merged(self, module, r: Request):
         """By the module's own method."""

@@ -5,7 +5,7 @@ import torchtune
 from torchtune.modules.peft import DoRALinear
 
 from ..protocol import Request
-from .any_module import AnyModule
+from .any_module import AnyModule, alpha_of
 from .peft_layers import Masked
 
 
@@ -25,9 +25,8 @@ class Linear(AnyModule):
 
     def build(self, base, r: Request):
         """The layer, with the request's mask in place of random dropout."""
-        alpha = r.scale * len(r.A) if r.alpha is None else r.alpha
         d_out, d_in = r.W0.shape
-        module = DoRALinear(d_in, d_out, len(r.A), alpha, use_bias=r.bias is not None)
+        module = DoRALinear(d_in, d_out, len(r.A), alpha_of(r), use_bias=r.bias is not None)
         module = module.to(getattr(torch, r.dtype))
         with torch.no_grad():
             module.weight.copy_(base.weight)
