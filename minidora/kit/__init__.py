@@ -5,10 +5,11 @@ with 60 digits), and `python -m minidora kit run` puts them to an implementation
 """
 
 from .files import KitCase, load
+from .outcomes import CaseResult, Report
 from .program import Program
 from .protocol import Implementation, Request
 from .report import verdict
-from .runner import CaseResult, Report, run
+from .runner import run
 
 __all__ = [
     "CaseResult",

@@ -8,10 +8,11 @@ from pathlib import Path
 from .._files import write_whole
 from . import peers
 from .files import FOLDER, left_out, load
+from .outcomes import CaseResult, Report
 from .program import Failed, Program
 from .report import as_json, markdown, text
 from .results import Results
-from .runner import CaseResult, Report, run
+from .runner import run
 
 
 def add_arguments(kit: argparse.ArgumentParser) -> None:

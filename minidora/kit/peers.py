@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from .files import KitCase
+from .outcomes import CaseResult, Report
 from .program import Failed, Program
-from .runner import CaseResult, Report, run
+from .runner import run
 
 PEERS_EXTRA = 'pip install "minidora[peers]"'
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from .runner import CaseResult, Report
+from .outcomes import CaseResult, Report
 
 HEAD = ("case", "level", "verdict", "max rel error", "ulps", "note")
 

@@ -1,8 +1,6 @@
 """Every case put to an implementation, and every answer held against the expected one."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,116 +9,10 @@ from .compare import Difference, as_array, difference
 from .diagnosis import diagnose
 from .files import KitCase, load
 from .optimizer import update
+from .outcomes import CaseResult, Report, Variant, ranked
 from .protocol import ANSWERS, ARRAYS, Request, check_alternatives, numpy_dtype
 
 SETTINGS = ("alpha", "strength", "stride", "padding")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A case in one dtype and, where it has gradients, one kind of them."""
-
-    case: KitCase
-    dtype: str
-    norm_grad: str | None
-    turned: bool = False  # W0 and W are stored as (d_in, d_out), though the case has them otherwise
-
-    def __str__(self) -> str:
-        turned = "in_out" if self.turned else ""
-        return " ".join(filter(None, (self.case.name, self.norm_grad, self.dtype, turned)))
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """What became of one variant."""
-
-    variant: Variant
-    status: str  # pass, fail or skip
-    differences: tuple[Difference, ...] = ()
-    skipped: tuple[str, ...] = ()  # what the implementation does not have
-    errors: tuple[str, ...] = ()  # what it raised or answered instead
-    diagnoses: tuple[str, ...] = ()
-    unanswered: tuple[str, ...] = ()  # the operations among what it does not have
-    asked: bool = True  # or it is about an alternative that the implementation does not take
-
-    @property
-    def error(self) -> float:
-        """The largest relative error of its outputs."""
-        return max((d.error for d in self.differences), default=0.0)
-
-    @property
-    def ulps(self) -> float:
-        """The largest error of its outputs in units in the last place."""
-        return max((d.ulps for d in self.differences), default=0.0)
-
-    @property
-    def note(self) -> str:
-        """What to read: the diagnosis, the errors, what was left out."""
-        said = [f"diagnosis: {self.diagnoses[0]}"] if self.diagnoses else []
-        said += [str(d) for d in self.differences if not d.ok]
-        said += [*self.errors, *(f"skipped: {what}" for what in self.skipped)]
-        if self.status == "fail":
-            said.append(f"clauses {' '.join(self.variant.case.clauses)}")
-        elif any(d.tolerance == float("inf") for d in self.differences):
-            said.append("finite is enough")
-        return "; ".join(said)
-
-
-@dataclass
-class Report:
-    """What the kit found of one implementation."""
-
-    kit: str
-    name: str
-    version: str
-    alternatives: dict[str, tuple[str, ...]]
-    results: list[CaseResult] = field(default_factory=list)
-
-    def count(self, status: str) -> int:
-        """How many variants passed, failed or were skipped."""
-        return sum(result.status == status for result in self.results)
-
-    @property
-    def unanswered(self) -> dict[str, int]:
-        """Operations that cases it was asked had, and that it did not answer: how often each."""
-        counts: Counter = Counter()
-        for result in self.results:
-            if result.status != "skip" or result.asked:
-                counts.update(result.unanswered)
-        return dict(counts)
-
-    def conforms(self, *, strict: bool = False) -> bool:
-        """Whether something passed and nothing failed, and gradients came if they were declared.
-
-        A "should" may fail, and an operation stay unanswered, unless strict.
-        """
-        failed = [r for r in self.results if r.status == "fail"]
-        heavy = [r for r in failed if strict or r.variant.case.level != "should"]
-        heavy += [1] if strict and self.unanswered else []
-        gradients = any(d.output in ("dA", "A") for r in self.results for d in r.differences)
-        if self.alternatives.get("norm_grad") and "backward" in self.unanswered and not gradients:
-            return False
-        return self.count("pass") > 0 and not heavy
-
-    @property
-    def failing_outputs(self) -> dict[str, int]:
-        """The outputs that were wrong, with in how many variants, and those that never were."""
-        counts = {d.output: 0 for r in self.results for d in r.differences}
-        for wrong in (d for r in self.results for d in r.differences if not d.ok):
-            counts[wrong.output] += 1
-        return counts
-
-    @property
-    def diagnoses(self) -> dict[str, int]:
-        """Few mistakes that explain the diagnosed failures, with how many each explains first."""
-        left = [set(r.diagnoses) for r in self.results if r.diagnoses]
-        found: dict[str, int] = {}
-        while left:
-            counts = Counter(name for names in left for name in sorted(names))
-            name, count = max(counts.items(), key=lambda item: item[1])
-            found[name] = count
-            left = [names for names in left if name not in names]
-        return found
 
 
 def run(implementation, cases: Iterable[KitCase] | None = None, *, each: Callable | None = None):
@@ -141,7 +33,7 @@ def run(implementation, cases: Iterable[KitCase] | None = None, *, each: Callabl
             report.results.append(result)
             if each:
                 each(result)
-    return _ranked(report)
+    return ranked(report)
 
 
 def variants(case: KitCase, chosen: dict) -> Iterator[Variant]:
@@ -314,16 +206,3 @@ class _Talk:
             if name in self.got:
                 expected = expected[norm_grad] if isinstance(expected, dict) else expected
                 yield difference(name, self.got[name], expected, tolerance, dtype)
-
-
-def _ranked(report: Report) -> Report:
-    """Each result's diagnoses with the one that explains most of the run first."""
-    order = list(report.diagnoses)
-
-    def rank(name):
-        return order.index(name) if name in order else len(order)
-
-    report.results = [
-        replace(r, diagnoses=tuple(sorted(r.diagnoses, key=rank))) for r in report.results
-    ]
-    return report
