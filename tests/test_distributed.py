@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,22 @@ def test_what_must_be_done_before_sharding_says_so(results):
     adapting, merging = refused["messages"]
     assert "0: expected a whole weight, got a sharded one: adapt, then shard" in adapting
     assert "merge: the layer is sharded" in merging
+
+
+def test_the_example_trains_stops_and_goes_on(tmp_path):
+    script = TESTS.parent / "lessons" / "distributed.py"
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 80
+    run = tmp_path / "run"
+    run.mkdir()
+    first = torchrun(script, str(run), "--steps=20", "--every=10", "--fsdp")
+    losses = {int(s): float(x) for s, x in re.findall(r"step (\d+), loss ([\d.]+)", first)}
+    assert losses.keys() == {10, 20} and losses[20] < losses[10] < 2.3
+    assert first.count("step 20, loss") == 1  # rank 0 alone
+    assert (run / "steps.txt").read_text() == "20"
+    # shards once, copies then: the folder does not mind
+    then = torchrun(script, str(run), "--steps=30", "--every=10")
+    (loss,) = re.findall(r"step 30, loss ([\d.]+)", then)
+    assert float(loss) < losses[20] and "step 10," not in then and "step 20," not in then
 
 
 def test_peft_loads_what_two_processes_saved(results):
