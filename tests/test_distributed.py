@@ -37,7 +37,10 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     out = torchrun(TESTS / "distributed_worker.py", str(folder))
     lines = [line for line in out.splitlines() if line.startswith("RESULT ")]
-    return folder, [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    found = [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    if found[0]["what"] == "no FSDP2":
+        pytest.skip(f"this PyTorch's FSDP2 does not run on the CPU: {found[0]['why']}")
+    return folder, found
 
 
 def of(results, what):
@@ -82,7 +85,7 @@ def test_what_must_be_done_before_sharding_says_so(results):
     assert "merge: the layer is sharded" in merging
 
 
-def test_the_example_trains_stops_and_goes_on(tmp_path):
+def test_the_example_trains_stops_and_goes_on(tmp_path, results):
     script = TESTS.parent / "lessons" / "distributed.py"
     assert len(script.read_text(encoding="utf-8").splitlines()) <= 80
     run = tmp_path / "run"

@@ -152,5 +152,6 @@ def test_what_cannot_be_had_is_refused():
 def test_not_under_compile():
     layer = DoRALinear(torch.nn.Linear(4, 3), 2, 4, keep_output=True)
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
-    with pytest.raises(Exception, match="keep_output: not under torch.compile"):
+    # torch 2.6 does not pass the message on
+    with pytest.raises(Exception, match="keep_output: not under torch.compile|Observed exception"):
         compiled(torch.randn(2, 4))
