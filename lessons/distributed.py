@@ -2,9 +2,8 @@
 
     torchrun --nproc-per-node 2 lessons/distributed.py run --fsdp
 
-needs `pip install -e ".[train,torch]"`. The base is drawn from a seed and stays as it is. Progress
-and `run/adapter`, a PEFT folder, come from rank 0. A run that goes on has the adapters and the step
-it stopped at; AdamW's moments start anew.
+needs `pip install -e ".[train,torch]"`. The base is drawn from a seed. Rank 0 writes run/adapter, a
+PEFT folder. A run goes on with the adapters and the step that were saved; AdamW starts anew.
 """
 
 import argparse
@@ -44,7 +43,8 @@ def main():
     parser.add_argument("--every", type=int, default=50, help="steps between two saves")
     parser.add_argument("--fsdp", action="store_true", help="shard the model, do not copy it")
     arguments = parser.parse_args()
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("gloo")  # on the CPU
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     rank, done = dist.get_rank(), arguments.folder / "steps.txt"
     first = int(done.read_text()) if done.exists() else 0
     model = build()

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,12 +40,15 @@ def write_whole(path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_folder(path, files: dict[str, bytes], *, may_replace: tuple[str, ...]) -> None:
+def write_folder(
+    path, files: dict[str, bytes], *, may_replace: tuple[str, ...], carry: tuple[str, ...] = ()
+) -> None:
     """Write a folder of files so that it is there whole or, if anything fails, as it was before.
 
     The files go to another folder beside it, which then takes its place. Raises FileExistsError
-    where `path` is there and holds anything but files named in `may_replace`. If the machine stops
-    between the two renames, the old folder is whole under the name `.NAME.PID.old`.
+    where `path` is there and holds anything but files named in `may_replace`; those in `carry` are
+    taken over. If the process is killed between the two renames, the old folder is whole under a
+    name `.NAME.*.old`.
     """
     path = Path(path).absolute()
     if path.is_symlink() or (path.exists() and not path.is_dir()):
@@ -53,10 +57,16 @@ def write_folder(path, files: dict[str, bytes], *, may_replace: tuple[str, ...])
         strangers = sorted(p.name for p in path.iterdir() if p.name not in may_replace)
         if strangers:
             raise FileExistsError(f"{path}: expected a new folder, got one with {strangers[0]!r}")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    partial.mkdir()
+    if not path.name or not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a name in a folder that exists")
+    # names of their own: what a killed process left lies in nobody's way
+    partial = Path(tempfile.mkdtemp(".partial", f".{path.name}.", path.parent))
+    old = partial.with_suffix(".old")
+    partial.chmod(0o755)
     try:
+        for name in set(may_replace) - set(files):
+            if name in carry and (path / name).is_file():
+                shutil.copyfile(path / name, partial / name)
         for name, data in files.items():
             write_whole(partial / name, data)
         if path.exists():

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._arguments import EPS, Array, one_of, positive_int, summed_axis
+from ._arguments import EPS, Array, one_of, positive_int, summed_axis, weights
 from .dora import DoRAGrads
 
 SPLITS = ("rows", "columns")
@@ -54,14 +54,15 @@ def split(W0, A, B, m, workers: int, by: str, norm_axis: str = "per_output") -> 
     """
     one_of("by", by, SPLITS)
     axis, workers = summed_axis(norm_axis), positive_int("workers", workers)
+    weights(W0, A, B, 1.0, m=m, norm_axis=norm_axis)  # shapes
     cut = 0 if by == "rows" else 1
     if W0.shape[cut] % workers:
         raise ValueError(f"workers: expected a divisor of {W0.shape[cut]}, got {workers}")
-    weights = np.split(W0, workers, cut)
+    blocks = np.split(W0, workers, cut)
     As = [A] * workers if by == "rows" else np.split(A, workers, 1)
     Bs = np.split(B, workers, 0) if by == "rows" else [B] * workers
     ms = [m] * workers if _spread(by, axis) else np.split(m, workers)
-    parts = zip(weights, As, Bs, ms, strict=True)
+    parts = zip(blocks, As, Bs, ms, strict=True)
     return [Worker(w, a, b, mi, (w * w).sum(axis)) for w, a, b, mi in parts]
 
 
@@ -112,7 +113,11 @@ class Cache(NamedTuple):
 def dora_forward(
     x, parts: list[Worker], scale, *, by, norm_axis="per_output", bias=None, wire: Wire
 ) -> tuple[Array, Cache]:
-    """y of Eq. 5, (n, d_out), by workers; x: (n, d_in). The same as `dora.dora_forward`."""
+    """y of Eq. 5, (n, d_out), by workers; x: (n, d_in). The same as `dora.dora_forward`.
+
+    In float64, and where V does not nearly cancel W0: the norm is put together from parts, without
+    the guard of `factored`, which would have to send whole vectors.
+    """
     axis, p = summed_axis(norm_axis), len(parts)
     xs = [x] * p if by == "rows" else np.split(x, p, 1)
     c = norms(parts, scale, by, norm_axis, wire)

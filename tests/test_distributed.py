@@ -88,8 +88,7 @@ def test_what_must_be_done_before_sharding_says_so(results):
 def test_the_example_trains_stops_and_goes_on(tmp_path, results):
     script = TESTS.parent / "lessons" / "distributed.py"
     assert len(script.read_text(encoding="utf-8").splitlines()) <= 80
-    run = tmp_path / "run"
-    run.mkdir()
+    run = tmp_path / "new" / "run"
     first = torchrun(script, str(run), "--steps=20", "--every=10", "--fsdp")
     losses = {int(s): float(x) for s, x in re.findall(r"step (\d+), loss ([\d.]+)", first)}
     assert losses.keys() == {10, 20} and losses[20] < losses[10] < 2.3

@@ -1,6 +1,7 @@
 """Adapter folders: to the installed PEFT and back, and everything a folder can have wrong."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -250,6 +251,21 @@ def test_what_is_no_folder_is_left_alone(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real", "thesis.txt"]
     with pytest.raises(TypeError, match="base: expected a network of minidora, got dict"):
         peft.load_adapter(tmp_path / "real", {})
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(folder):
+    path, base = folder
+    for suffix in ("partial", "old"):
+        left = path.parent / f".adapter.{os.getpid()}.{suffix}"
+        left.mkdir()
+        (left / "adapter_config.json").write_text("{")
+    (path / "README.md").write_text("mine")
+    model = adapted(base, "lora")
+    peft.save_adapter(path, model)
+    assert same(peft.load_adapter(path, base), model)
+    assert (path / "README.md").read_text() == "mine"
+    with pytest.raises(FileNotFoundError, match="nowhere/a: expected a name in a folder"):
+        peft.save_adapter(path / "nowhere" / "a", model)
 
 
 def test_names_that_a_pattern_cannot_tell_apart_are_refused(tmp_path):

@@ -58,6 +58,20 @@ def test_in_low_precision_too(dtype, bound):
         assert (a.double() - b).abs().max() <= 3 * bound * b.abs().max(), name
 
 
+@pytest.mark.parametrize("dtype, bound", [("float32", 1e-5), ("bfloat16", 3e-2), ("float16", 4e-3)])
+def test_a_large_bias_does_not_drown_the_gradient_of_m(dtype, bound):
+    t, dy = case("per_output", mask=False, n=64)
+    t["m"] = squared_norms(t["W0"], "per_output").sqrt()
+    t["bias"] = t["bias"].detach() * 1e4
+    _, expected = gradients(t, dy, False)
+    kind = getattr(torch, dtype)
+    low = {n: v.detach().to(torch.float32 if n == "m" else kind) for n, v in t.items()}
+    _, found = gradients(low, dy.to(kind), True)
+    names = [n for n in NAMES if n in t]
+    for name, a, b in zip(names, found, expected, strict=True):
+        assert (a.double() - b).abs().max() <= 3 * bound * b.abs().max(), name
+
+
 def test_next_to_nothing_is_kept_beyond_the_output():
     n, d, r = 512, 1024, 16
     sizes = {"n": n, "d_out": d, "d_in": d, "r": r, "dtype": torch.float32}

@@ -108,6 +108,10 @@ def test_a_save_that_is_not_whole_is_caught(tmp_path):
     outcome = Outcome("x")
     faults._judge_killed(outcome, "one", path, "checkpoint")
     assert "a mixture of" in outcome.bad[0]
+    checkpoint.save(path, faults.filled(2))  # a full disk must have left the first
+    outcome = Outcome("x")
+    faults._judge_killed(outcome, "one", path, "checkpoint", 1.0)
+    assert outcome.bad
 
 
 def test_finished_runs_that_are_made_anew_are_caught(tmp_path):

@@ -20,6 +20,7 @@ from .config import check_targets, read_config, scale_of, setting_of
 CONFIG, ARRAYS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 SUMS = "minidora_sha256"  # the metadata's key of what the folder was saved with
+CARD = "README.md"  # PEFT's, or the user's; it stays
 KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
@@ -96,7 +97,7 @@ def write_adapters(
     sums = {"config": _sha256(text.encode()), "arrays": digest(arrays)}
     metadata = {"format": "pt", SUMS: json.dumps(sums)}
     files = {CONFIG: text.encode(), ARRAYS: save(arrays, metadata=metadata)}
-    write_folder(folder, files, may_replace=(CONFIG, ARRAYS, PICKLE, "README.md"))
+    write_folder(folder, files, may_replace=(CONFIG, ARRAYS, PICKLE, CARD), carry=(CARD,))
 
 
 def _check_can_hold(model: Layer, found: dict[str, Layer]) -> None:

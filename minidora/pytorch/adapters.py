@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .adapt import swap_in
+from .arguments import MODES
 from .module import DoRALinear
 
 
@@ -54,7 +55,7 @@ def save_adapter(folder, model: nn.Module, *, base_model: str | None = None) -> 
     if _rank() == 0:
         try:
             write_adapters(folder, adapters, base_model=base_model)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is: the others are waiting
             failed = [error]
     if _distributed():
         dist.broadcast_object_list(failed, src=0)  # the others wait, and fail with it
@@ -62,15 +63,22 @@ def save_adapter(folder, model: nn.Module, *, base_model: str | None = None) -> 
         raise failed[0]
 
 
-def load_adapter_(folder, model: nn.Module, **settings) -> None:
+def load_adapter_(
+    folder, model: nn.Module, *, norm_grad: str = "exact", keep_output: bool = False
+) -> None:
     """Adapt a model's nn.Linear layers as a PEFT folder says, in place, and freeze the rest.
 
-    settings: norm_grad, keep_output, as for DoRALinear. Load before the model is wrapped or
+    norm_grad, keep_output: as for DoRALinear. Load before the model is wrapped or
     sharded. Raises ValueError that names the file, the setting or the layer; the model is then as
     it was.
     """
     from ..peft.folder import read_adapters
 
+    settings = {"norm_grad": norm_grad, "keep_output": keep_output}
+    if norm_grad not in MODES:
+        raise ValueError(f"norm_grad: expected one of {MODES}, got {norm_grad!r}")
+    if not isinstance(keep_output, bool):
+        raise TypeError(f"keep_output: expected True or False, got {keep_output!r}")
     linears = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
     adapters = read_adapters(folder, linears)
     for name, one in adapters.items():

@@ -55,6 +55,14 @@ def checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
     return Call(x, W0, A, B, m, bias, mask, number("scale", scale), number("eps", eps))
 
 
+def check_keep_output(mask: Tensor | None) -> None:
+    """Raise ValueError where y alone would not do."""
+    if mask is not None:
+        raise ValueError("keep_output: expected no mask (no dropout, strength 1), got one")
+    if torch.compiler.is_compiling():
+        raise ValueError("keep_output: not under torch.compile, which chooses itself what to keep")
+
+
 def number(name: str, value) -> float:
     """A finite Python float; a tensor is none, for it would get no gradient."""
     if isinstance(value, (bool, str, Tensor)) or not isinstance(value, Real):

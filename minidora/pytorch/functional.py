@@ -1,7 +1,8 @@
 """DoRA as one autograd.Function: the exact gradient, keeping one output, on any device.
 
 The same factored forward and backward as `minidora.factored`, written anew in PyTorch, so that the
-one can be held against the other. W0 is used where it lies: nothing of its shape is ever made.
+one can be held against the other. W0 is used where it lies: nothing of its shape is ever made (but
+see keep_output).
 
     V = W0 + scale * B @ A,  y = x @ (m * V / ‖V‖).T + bias                                 (Eq. 5)
 
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .arguments import Call, checked
+from .arguments import Call, check_keep_output, checked
 
 EPS = 1e-12
 JOIN = 2  # times n at most d_out: then the r rows beside n go through W0 with them, read once
 WEAK = 0.1  # m / c below which the output says too little of what it was made from
+LARGE = 8  # times |y - b|: a bias beside which the output says too little as well
 FLOOR = 1e-6  # of the terms that cannot cancel in ‖v‖²; below, digits are lost
 
 
@@ -52,8 +54,9 @@ def dora(
     keep_output: keep y for backward in place of x @ V.T, which costs nothing where what comes next
     keeps y itself (an activation, a linear layer, scaled_dot_product_attention), and as much as
     ever where it does not (an addition) or copies y first (heads, transposed for a product). y must
-    then not be changed in place: backward says so. Where m / c is so small that y says too little
-    of x @ V.T (m = 0 above all), those outputs are computed again. Not with a mask, and not under
+    then not be changed in place: backward says so. Where y says too little
+    of x @ V.T, for m / c is small (m = 0 above all) or the bias large, those outputs are computed
+    again, from those rows of V. Not with a mask, and not under
     torch.compile.
 
     The gradient cannot itself be differentiated. Raises ValueError or TypeError that names the
@@ -62,7 +65,7 @@ def dora(
     """
     call = checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
     if keep_output:
-        _check_keep_output(mask)
+        check_keep_output(mask)
     if _autocasts(x):
         # the norm and the products of rank r stay in float32
         with torch.autocast(x.device.type, enabled=False):
@@ -70,13 +73,6 @@ def dora(
     else:
         y = _apply(call, norm_axis, norm_grad, W0_sq, keep_output)
     return y if y.ndim == x.ndim else y.reshape(*x.shape[:-1], W0.shape[0])
-
-
-def _check_keep_output(mask: Tensor | None) -> None:
-    if mask is not None:
-        raise ValueError("keep_output: expected no mask (no dropout, strength 1), got one")
-    if torch.compiler.is_compiling():
-        raise ValueError("keep_output: not under torch.compile, which chooses itself what to keep")
 
 
 def _apply(call: Call, norm_axis, norm_grad, W0_sq, keep_output) -> Tensor:
@@ -170,12 +166,15 @@ def _without_autocast(gradients):
 def _from_output(dy, y, bias, room, x, W0, A, B, m, c, s) -> Tensor:
     """dm from y = z * m / c + bias, not from z = x @ V.T: sum(dy * z) / c is sum(dy * (y - b)) / m.
 
-    Where m / c is below WEAK, a rounding of y (or of the bias in it) is too large a part of z: for
-    those outputs z is computed again. Asking whether there are any makes a GPU wait.
+    Where m / c is below WEAK, or the bias LARGE times what stands beside it, a rounding of y is too
+    large a part of z: for those outputs z is computed again. Asking for them makes a GPU wait.
     """
     inner = y if bias is None else torch.sub(y, bias, out=room)
+    largest = inner.abs().amax(0).to(c.dtype) if len(y) else c  # before `room` is used again
     dm = _summed(inner, dy, room, c.dtype)
     weak = (m / c).abs() < WEAK
+    if bias is not None and len(y):
+        weak = weak | (bias.abs().to(c.dtype) > LARGE * largest)
     if not weak.any():
         return dm / m
     rows = weak.nonzero().squeeze(1)  # (k,), of W0
