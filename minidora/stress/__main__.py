@@ -13,7 +13,7 @@ FAULTS = {
     "checkpoints": (corrupt.checkpoints, 2000, 150),
     "adapters": (corrupt.adapters, 2000, 150),
     "disks": (faults.full_disks, 20, 4),
-    "experiments": (faults.experiments, 6, 0),
+    "experiments": (faults.experiments, 4, 0),
     "ports": (faults.ports, 12, 6),
     "fuzz": (fuzz.loaders, 20_000, 300),
     "protocol": (fuzz.protocol, 5_000, 200),
