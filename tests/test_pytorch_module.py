@@ -484,3 +484,35 @@ def test_pefts_layer_and_ours_agree(peft_pair):
             assert relative_error(parameter.grad, want) < 1e-12, name
             compared += 1
     assert compared == 6
+
+
+def test_a_setting_that_is_refused_leaves_the_base_as_it_was():
+    base = torch.nn.Linear(4, 3)
+    with pytest.raises(TypeError, match="strength: expected a number, got 'a'"):
+        DoRALinear(base, 2, 4, strength="a")
+    assert base.weight.requires_grad and base.bias.requires_grad
+
+
+def test_adapter_folders_of_torch_models(tmp_path):
+    """Subclasses of torch.nn.Linear come back; what a folder cannot hold is refused."""
+    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
+    from minidora.pytorch import load_adapter_, save_adapter
+
+    class Named(torch.nn.Linear):
+        pass
+
+    def fresh():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(Named(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+
+    model, again = fresh(), fresh()
+    adapt_(model, ("0",), 2, 4, verbose=False)
+    torch.nn.init.normal_(model[0].lora_B.weight)
+    save_adapter(tmp_path / "a", model)
+    load_adapter_(tmp_path / "a", again)
+    x = torch.randn(5, 4)
+    assert torch.equal(model(x), again(x))
+    model[2].weight.requires_grad_()
+    with pytest.raises(ValueError, match=r"A, B and m alone, but \['2.weight'\] train too"):
+        save_adapter(tmp_path / "b", model)
+    assert not (tmp_path / "b").exists()

@@ -31,8 +31,7 @@ class CaseResult:
     skipped: tuple[str, ...] = ()  # what the implementation does not have
     errors: tuple[str, ...] = ()  # what it raised or answered instead
     diagnoses: tuple[str, ...] = ()
-    unanswered: tuple[str, ...] = ()  # the operations among what it does not have
-    asked: bool = True  # or it is about an alternative that the implementation does not take
+    unanswered: tuple[str, ...] = ()  # the operations that it was asked for and does not have
 
     @property
     def error(self) -> float:
@@ -74,11 +73,7 @@ class Report:
     @property
     def unanswered(self) -> dict[str, int]:
         """Operations that cases it was asked had, and that it did not answer: how often each."""
-        counts: Counter = Counter()
-        for result in self.results:
-            if result.status != "skip" or result.asked:
-                counts.update(result.unanswered)
-        return dict(counts)
+        return dict(Counter(op for result in self.results for op in result.unanswered))
 
     def conforms(self, *, strict: bool = False) -> bool:
         """Whether something passed and nothing failed, and gradients came if they were declared.

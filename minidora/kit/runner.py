@@ -53,13 +53,13 @@ def answered(implementation, variant: Variant, chosen: dict) -> CaseResult:
     """One variant put to the implementation."""
     missing = not_chosen(variant, chosen)
     if missing:
-        return CaseResult(variant, "skip", skipped=(missing,), asked=False)
+        return CaseResult(variant, "skip", skipped=(missing,))
     talk = _Talk(implementation, variant)
     if "steps" in variant.case.gives:
         talk.steps()
     else:
         talk.once()
-    found = [d for d in talk.differences()]
+    found = list(talk.differences())
     failed = talk.errors or any(not d.ok for d in found)
     status = "fail" if failed else "pass" if found else "skip"
     names = ()

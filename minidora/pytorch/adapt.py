@@ -27,7 +27,7 @@ def adapt_(
     TypeError that names a layer that cannot be adapted; the model is then as it was.
     """
     patterns = (targets,) if isinstance(targets, str) else tuple(targets)
-    linears = _linears(model)
+    linears = linears_in(model)
     if not linears:
         raise ValueError("model: expected nn.Linear layers inside it to adapt, found none")
     chosen = {}
@@ -68,7 +68,7 @@ def swap_in(model: nn.Module, made: dict[int, DoRALinear], *, verbose: bool) -> 
 _DEFAULTS = {"dropout": 0.0, "norm_axis": "per_output", "norm_grad": "exact"}
 
 
-def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+def linears_in(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers inside a model by name, every name of those that have several.
 
     Those within a DoRALinear are left out.

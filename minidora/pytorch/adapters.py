@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .adapt import swap_in
+from .adapt import linears_in, swap_in
 from .arguments import MODES
 from .module import DoRALinear
 
@@ -20,10 +20,16 @@ def gather_adapter(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     """
     found = {}
     for name, layer in _adapted(model).items():
-        own = {"A": layer.lora_A.weight, "B": layer.lora_B.weight}
-        own["m"] = layer.lora_magnitude_vector
-        found[name] = {key: _whole(tensor) for key, tensor in own.items()}
+        found[name] = {key: _whole(tensor) for key, tensor in _trained(layer).items()}
     return found
+
+
+def _trained(layer: DoRALinear) -> dict[str, Tensor]:
+    return {
+        "A": layer.lora_A.weight,
+        "B": layer.lora_B.weight,
+        "m": layer.lora_magnitude_vector,
+    }
 
 
 def save_adapter(folder, model: nn.Module, *, base_model: str | None = None) -> None:
@@ -32,7 +38,8 @@ def save_adapter(folder, model: nn.Module, *, base_model: str | None = None) -> 
     In a distributed run every process calls this; rank 0 writes, and the others wait for it. The
     model may be wrapped by DistributedDataParallel, or sharded. Raises ValueError, in every
     process, for what a PEFT folder cannot hold: magnitudes per input, a strength other than 1,
-    dropout rates that differ. minidora.peft.save_adapter says what is replaced, and what is not.
+    dropout rates that differ, other parameters that train. minidora.peft.save_adapter says what is
+    replaced, and what is not.
     """
     layers = _adapted(model)
     for name, layer in layers.items():
@@ -43,6 +50,10 @@ def save_adapter(folder, model: nn.Module, *, base_model: str | None = None) -> 
     rates = {layer.dropout for layer in layers.values()}
     if len(rates) > 1:
         raise ValueError(f"model: PEFT has one dropout rate for all, got {sorted(rates)}")
+    own = {id(p) for layer in layers.values() for p in _trained(layer).values()}
+    others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+    if others:
+        raise ValueError(f"model: a PEFT folder holds A, B and m alone, but {others} train too")
     from ..peft.folder import Adapter, write_adapters
 
     adapters = {
@@ -79,7 +90,7 @@ def load_adapter_(
         raise ValueError(f"norm_grad: expected one of {MODES}, got {norm_grad!r}")
     if not isinstance(keep_output, bool):
         raise TypeError(f"keep_output: expected True or False, got {keep_output!r}")
-    linears = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
+    linears = linears_in(model)
     adapters = read_adapters(folder, linears)
     for name, one in adapters.items():
         d_out, d_in = linears[name].weight.shape

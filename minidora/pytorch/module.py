@@ -45,6 +45,7 @@ class DoRALinear(nn.Module):
         if not isinstance(keep_output, bool):
             raise TypeError(f"keep_output: expected True or False, got {keep_output!r}")
         check_settings("base_layer", base_layer, rank, alpha, dropout, norm_axis, norm_grad)
+        number("strength", strength)  # all is checked before the base is frozen
         weight, rank = base_layer.weight, operator.index(rank)
         self.base_layer = base_layer.requires_grad_(False)
         dtype = torch.promote_types(weight.dtype, torch.float32)
