@@ -20,30 +20,31 @@ dA ...  like A ...          gradients: d + the name (Eq. 6, 7, 11)
 `norm_grad` is "exact" (the derivative of Eq. 5) or "detached" (the norm held constant, Eq. 11).
 """
 
-from . import decomposition, dora, gradcheck, lora
-from .decomposition import decompose, norms, recompose
-from .dora import DoRAGrads, dora_backward, dora_forward, dora_weight, recover_magnitude
-from .lora import LoRAGrads, lora_backward, lora_delta, lora_forward, scaling
+from importlib import import_module
+
+_WHERE = {
+    "decomposition": ("decompose", "norms", "recompose"),
+    "dora": ("DoRAGrads", "dora_backward", "dora_forward", "dora_weight", "recover_magnitude"),
+    "lora": ("LoRAGrads", "lora_backward", "lora_delta", "lora_forward", "scaling"),
+}
+_MODULES = {
+    **{name: f".{name}" for name in (*_WHERE, "factored", "projection")},
+    "gradcheck": ".evidence.gradcheck",
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names}
 
 __version__ = "0.1.0"
+__all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
-__all__ = [
-    "DoRAGrads",
-    "LoRAGrads",
-    "__version__",
-    "decompose",
-    "decomposition",
-    "dora",
-    "dora_backward",
-    "dora_forward",
-    "dora_weight",
-    "gradcheck",
-    "lora",
-    "lora_backward",
-    "lora_delta",
-    "lora_forward",
-    "norms",
-    "recompose",
-    "recover_magnitude",
-    "scaling",
-]
+
+def __getattr__(name: str):
+    """Import what is asked for when it is asked for (PEP 562), so that nobody loads the rest."""
+    if name in _MODULES:
+        return import_module(_MODULES[name], __name__)
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

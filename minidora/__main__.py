@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import __version__, check
+from . import __version__
 from ._files import write_whole
+from .evidence import check
 from .kit import command as kit
 
 
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     checking.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON")
     checking.add_argument("--seed", type=int, default=0, help="of the random cases (default 0)")
-    kit.add_arguments(
+    kit.add_boundary(
         commands.add_parser("kit", help="hold a DoRA implementation against the conformance kit")
     )
     arguments = parser.parse_args(argv)

@@ -11,7 +11,7 @@ make up one vector is `norm_axis`:
 
 import numpy as np
 
-from ._arguments import EPS, Array, cast, floating, number, shaped, summed_axis
+from ._boundary import EPS, Array, cast, floating, number, shaped, summed_axis
 
 __all__ = ["EPS", "decompose", "norms", "recompose", "squared_norms"]
 

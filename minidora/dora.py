@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import lora
-from ._arguments import (
+from ._boundary import (
     Array,
     Inputs,
     Weights,

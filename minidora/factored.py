@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._arguments import Array, Inputs, Weights, cast, layer, number, one_of, shaped
+from ._boundary import Array, Inputs, Weights, cast, layer, number, one_of, shaped
 from .decomposition import EPS, squared_norms
 from .dora import DoRAGrads
 

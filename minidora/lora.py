@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._arguments import Array, Inputs, Weights, cast, floating, layer, number, positive_int, shaped
+from ._boundary import Array, Inputs, Weights, cast, floating, layer, number, positive_int, shaped
 
 __all__ = ["LoRAGrads", "init", "lora_backward", "lora_delta", "lora_forward", "scaling"]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._arguments import EPS, Array, floating, number, one_of, shaped, summed_axis
+from ._boundary import EPS, Array, floating, number, one_of, shaped, summed_axis
 from .decomposition import norms
 
 __all__ = ["Step", "direction_gradient", "project", "projector", "split", "step"]

@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from minidora import check, dora
+from minidora import dora
 from minidora.__main__ import main
 from minidora._files import write_whole
+from minidora.evidence import check
 
 HIDE = """
 import sys
@@ -107,7 +108,7 @@ def test_json(tmp_path, capsys):
         (["--seed", "-1"], "--seed: expected 0 or more, got -1"),
     ],
 )
-def test_bad_arguments(arguments, message, capsys):
+def test_bad_boundary(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["check", *arguments])
     assert stop.value.code == 2

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from minidora import dora, factored, norms
-from minidora.cases import dora_cases
-from minidora.check import with_frozen_norm
-from minidora.gradcheck import central_differences, compare, relative_error
+from minidora.evidence.cases import dora_cases
+from minidora.evidence.check import with_frozen_norm
+from minidora.evidence.gradcheck import central_differences, compare, relative_error
 
 AXES, GRADS = ("per_output", "per_input"), ("exact", "detached")
 CASES = [
@@ -59,16 +59,16 @@ def test_forward_vector_by_vector(layer, norm_axis, case):
 @by_case
 @by_mode
 def test_gradients_equal_autograds(layer, norm_axis, case, norm_grad):
-    oracle = pytest.importorskip("minidora.oracle", exc_type=ImportError)
-    expected = oracle.dora_gradients(case.dy, case.inputs, case.settings, norm_grad=norm_grad)
+    witness = pytest.importorskip("minidora.evidence.by_autograd", exc_type=ImportError)
+    expected = witness.dora_gradients(case.dy, case.inputs, case.settings, norm_grad=norm_grad)
     compare(grads_of(layer, case, norm_grad), expected, 1e-9).raise_if_failed()
 
 
 @by_case
 @by_mode
 def test_gradients_equal_torchs(layer, norm_axis, case, norm_grad):
-    torch_oracle = pytest.importorskip("minidora.oracle_torch", exc_type=ImportError)
-    expected = torch_oracle.dora_gradients(case.dy, case.inputs, case.settings, norm_grad=norm_grad)
+    by_torch = pytest.importorskip("minidora.evidence.by_torch", exc_type=ImportError)
+    expected = by_torch.dora_gradients(case.dy, case.inputs, case.settings, norm_grad=norm_grad)
     compare(grads_of(layer, case, norm_grad), expected, 1e-9).raise_if_failed()
 
 

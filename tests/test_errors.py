@@ -153,7 +153,7 @@ def test_rank_that_is_no_whole_number(rank):
         lora.init(5, 7, rank, np.random.default_rng(0))
 
 
-def test_init_arguments():
+def test_init_boundary():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="^d_out: expected at least 1, got 0"):
         lora.init(0, 7, 2, rng)
@@ -174,7 +174,7 @@ def test_values_that_are_not_finite_where_a_layer_is_built(value):
         dora.init(W0, 2, np.random.default_rng(0))
 
 
-def test_decomposition_arguments():
+def test_decomposition_boundary():
     with pytest.raises(TypeError, match="^W: expected a real floating dtype, got dtype int64"):
         decomposition.norms([[3, 4]], "per_output")
     with pytest.raises(ValueError, match=r"^W: expected 2 dimensions, got shape \(3,\)"):
@@ -197,7 +197,7 @@ def test_init_checks_W0():
         dora.init(np.ones((5, 7), int), 2, rng)
 
 
-def test_delta_arguments():
+def test_delta_boundary():
     A, B = np.ones((2, 7)), np.ones((5, 2))
     message = r"^B: expected shape \(5, 2\) \(\(d_out, r\) beside A of shape \(2, 7\)\), got shape"
     with pytest.raises(ValueError, match=message):
@@ -212,7 +212,7 @@ def test_delta_arguments():
         lora.lora_delta(A, B, np.nan)
 
 
-def test_merging_arguments():
+def test_merging_boundary():
     W0, A, B, m = (GOOD[name] for name in ("W0", "A", "B", "m"))
     with pytest.raises(ValueError, match=r"^m: expected shape \(5,\).*got shape \(4,\)"):
         dora.dora_weight(W0, A, B, m[:4], 0.5)
@@ -221,7 +221,7 @@ def test_merging_arguments():
 
 
 def test_features_are_floating_and_of_the_right_number():
-    from minidora._arguments import features
+    from minidora._boundary import features
 
     with pytest.raises(TypeError, match="^x: expected a real floating dtype, got dtype int64"):
         features(np.ones((2, 3), int), 3)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from minidora import dora, factored, norms
-from minidora.cases import dora_cases
 from minidora.decomposition import squared_norms
-from minidora.gradcheck import compare, relative_error
+from minidora.evidence.cases import dora_cases
+from minidora.evidence.gradcheck import compare, relative_error
 
 AXES, GRADS = ("per_output", "per_input"), ("exact", "detached")
 both_axes = pytest.mark.parametrize("norm_axis", AXES)
@@ -176,7 +176,7 @@ def test_small_products_are_summed_in_float64():
 
 
 def test_a_cast_copies_nothing():
-    from minidora._arguments import cast
+    from minidora._boundary import cast
 
     a = np.ones(3, "float32")
     assert cast(a, "float32") is a

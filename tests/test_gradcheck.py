@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minidora.gradcheck import central_differences, compare, relative_error
+from minidora.evidence.gradcheck import central_differences, compare, relative_error
 
 
 def test_relative_error_is_on_the_scale_of_the_array():

@@ -510,7 +510,7 @@ def test_the_command_writes_files_and_keeps_its_word(tmp_path, capsys):
         (["--json", "no/folder/r.json"], "--json: expected a file in a folder that exists"),
     ],
 )
-def test_bad_arguments(arguments, said, capsys):
+def test_bad_boundary(arguments, said, capsys):
     textbook = "minidora.kit.adapters.numpy_layers:Textbook"
     with pytest.raises(SystemExit) as stopped:
         main(["kit", "run", "--impl", textbook, *arguments])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from minidora import lora
-from minidora.cases import lora_cases
-from minidora.gradcheck import central_differences, compare
+from minidora.evidence.cases import lora_cases
+from minidora.evidence.gradcheck import central_differences, compare
 
 CASES = list(lora_cases(np.random.default_rng(7)))
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -28,15 +28,15 @@ def test_forward_equals_the_dense_sum_of_weights(case):
 
 @by_case
 def test_gradients_equal_autograds(case):
-    oracle = pytest.importorskip("minidora.oracle", exc_type=ImportError)
-    expected = oracle.lora_gradients(case.dy, case.inputs, case.settings)
+    witness = pytest.importorskip("minidora.evidence.by_autograd", exc_type=ImportError)
+    expected = witness.lora_gradients(case.dy, case.inputs, case.settings)
     compare(grads_of(case), expected, 1e-9).raise_if_failed()
 
 
 @by_case
 def test_gradients_equal_torchs(case):
-    torch_oracle = pytest.importorskip("minidora.oracle_torch", exc_type=ImportError)
-    expected = torch_oracle.lora_gradients(case.dy, case.inputs, case.settings)
+    by_torch = pytest.importorskip("minidora.evidence.by_torch", exc_type=ImportError)
+    expected = by_torch.lora_gradients(case.dy, case.inputs, case.settings)
     compare(grads_of(case), expected, 1e-9).raise_if_failed()
 
 

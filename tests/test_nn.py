@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from minidora import nn
-from minidora.cases_nn import CASES, backward, forward
-from minidora.gradcheck import central_differences, compare, relative_error
+from minidora.evidence.gradcheck import central_differences, compare, relative_error
+from minidora.evidence.networks import CASES, backward, forward
 
 ALL = [(name, case) for name, make in CASES.items() for case in make(np.random.default_rng(5))]
 
@@ -28,10 +28,10 @@ def gradients(case):
 
 @by_case(lambda case: True)
 def test_value_and_gradients_equal_autograds(case):
-    oracle = pytest.importorskip("minidora.oracle_nn", exc_type=ImportError)
+    witness = pytest.importorskip("minidora.evidence.networks_by_autograd", exc_type=ImportError)
     y, _ = forward(**case.inputs, **case.settings)
-    assert relative_error(y, oracle.value(case.inputs, case.settings)) < 1e-8
-    expected = oracle.network_gradients(case.dy, case.inputs, case.settings)
+    assert relative_error(y, witness.value(case.inputs, case.settings)) < 1e-8
+    expected = witness.network_gradients(case.dy, case.inputs, case.settings)
     expected = {name: g for name, g in expected.items() if name[1:] in case.trained}
     compare(gradients(case), expected, 1e-8, vanishing=case.vanishing).raise_if_failed()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minidora import dora, factored, norms
-from minidora.gradcheck import relative_error
+from minidora.evidence.gradcheck import relative_error
 
 AXES, GRADS = ("per_output", "per_input"), ("exact", "detached")
 pytestmark = [

@@ -270,7 +270,7 @@ def test_what_a_killed_process_left_is_in_nobodys_way(folder):
 
 def test_names_that_a_pattern_cannot_tell_apart_are_refused(tmp_path):
     """PEFT's pattern q means x.q too: of two ranks only one could be said."""
-    from minidora.peft.folder import Adapter, write_adapters
+    from minidora.peft.format import Adapter, write_adapters
 
     def one(rank):
         return Adapter(np.ones((rank, 4)), np.ones((3, rank)), np.ones(3), 1.0, 0.0)

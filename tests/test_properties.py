@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minidora import decompose, dora, factored, lora, norms, recompose
-from minidora.check import TOLERANCES
-from minidora.gradcheck import compare, relative_error
+from minidora.evidence.check import TOLERANCES
+from minidora.evidence.gradcheck import compare, relative_error
 
 sizes = st.integers(1, 9)
 leads = st.lists(st.integers(0, 3), max_size=3).map(tuple)
@@ -37,27 +37,27 @@ def draw(seed, lead, d_out, d_in, rank, norm_axis, *, bias=True, mask=True):
 
 
 @given(seeds, leads, sizes, sizes, sizes, scales, axes, st.sampled_from(["exact", "detached"]))
-def test_gradients_equal_the_oracles(seed, lead, d_out, d_in, rank, scale, norm_axis, norm_grad):
-    oracle = pytest.importorskip("minidora.oracle", exc_type=ImportError)
+def test_gradients_equal_autograds(seed, lead, d_out, d_in, rank, scale, norm_axis, norm_grad):
+    witness = pytest.importorskip("minidora.evidence.by_autograd", exc_type=ImportError)
     inputs, mask, dy = draw(seed, lead, d_out, d_in, rank, norm_axis)
     # eps of 0.5 keeps vectors of one entry from having gradients that are zero but for rounding
     settings = {"scale": scale, "norm_axis": norm_axis, "mask": mask, "eps": 0.5}
     y, cache = dora.dora_forward(**inputs, **settings)
     assert y.shape == dy.shape
     grads = dora.dora_backward(dy, cache, norm_grad=norm_grad)._asdict()
-    expected = oracle.dora_gradients(dy, inputs, settings, norm_grad=norm_grad)
+    expected = witness.dora_gradients(dy, inputs, settings, norm_grad=norm_grad)
     compare(grads, expected, 1e-9).raise_if_failed()
 
 
 @given(seeds, leads, sizes, sizes, sizes, scales, st.booleans(), st.booleans())
-def test_lora_gradients_equal_the_oracles(seed, lead, d_out, d_in, rank, scale, bias, mask):
-    oracle = pytest.importorskip("minidora.oracle", exc_type=ImportError)
+def test_lora_gradients_equal_autograds(seed, lead, d_out, d_in, rank, scale, bias, mask):
+    witness = pytest.importorskip("minidora.evidence.by_autograd", exc_type=ImportError)
     inputs, dropped, dy = draw(seed, lead, d_out, d_in, rank, "per_output", bias=bias, mask=mask)
     del inputs["m"]
     settings = {"scale": scale, "mask": dropped}
     _, cache = lora.lora_forward(**inputs, **settings)
     grads = lora.lora_backward(dy, cache)._asdict()
-    compare(grads, oracle.lora_gradients(dy, inputs, settings), 1e-9).raise_if_failed()
+    compare(grads, witness.lora_gradients(dy, inputs, settings), 1e-9).raise_if_failed()
 
 
 @given(seeds, leads, sizes, sizes, sizes, axes, dtypes)

@@ -10,8 +10,8 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minidora import factored
-from minidora.cases import dora_cases
-from minidora.gradcheck import relative_error
+from minidora.evidence.cases import dora_cases
+from minidora.evidence.gradcheck import relative_error
 from minidora.pytorch import DoRALinear, dora, squared_norms
 from minidora.pytorch.witness import dora_gradients
 
@@ -430,7 +430,7 @@ def test_the_norm_stays_in_float32_under_autocast(device):
     ],
 )
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_bad_arguments_are_named(change, error, words):
+def test_bad_boundary_are_named(change, error, words):
     t, _ = case("per_output", dtype=torch.float32)
     change = {k: v() if callable(v) else v for k, v in change.items()}
     given = {**{k: v.detach() for k, v in t.items()}, "scale": 0.7, **change}

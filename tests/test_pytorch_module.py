@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from minidora import nn, training
-from minidora.gradcheck import relative_error
+from minidora.evidence.gradcheck import relative_error
 from minidora.pytorch import DoRALinear, adapt_, merge_
 from minidora.training import data
 

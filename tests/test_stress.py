@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
 pytest.importorskip("hypothesis", reason="needs hypothesis: pip install hypothesis")
 
-from minidora import peft
-from minidora.stress import corrupt, faults, fuzz
-from minidora.stress.__main__ import FAULTS, main
-from minidora.stress.outcome import Outcome
+from minidora.peft import format
 from minidora.training import checkpoint
+from tests.stress import corrupt, faults, fuzz
+from tests.stress.__main__ import FAULTS, main
+from tests.stress.outcome import Outcome
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
@@ -39,7 +39,7 @@ def test_nothing_is_lost(name, capsys):
     "arguments, said",
     [(["floods"], "expected names among kills"), (["--seed", "-1"], "expected 0 or more, got -1")],
 )
-def test_bad_arguments(arguments, said, capsys):
+def test_bad_boundary(arguments, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and said in capsys.readouterr().err
@@ -87,7 +87,7 @@ def test_the_judge_counts_memory():
 
 def test_a_loader_without_its_checksum_is_caught(monkeypatch):
     """The sums of the adapter folder, and of the checkpoint, switched off."""
-    monkeypatch.setattr(peft.folder, "_check_sums", lambda *_: None)
+    monkeypatch.setattr(format, "_check_sums", lambda *_: None)
     assert any("not what was saved" in bad for bad in corrupt.adapters(200, 0).bad)
     wanted = {}
     monkeypatch.setattr(checkpoint, "digest", lambda arrays: wanted.setdefault("sum", "same"))
@@ -142,7 +142,7 @@ def test_a_loader_that_does_not_name_its_file_is_caught(tmp_path, monkeypatch):
 
 @posix
 def test_the_command_line_works(tmp_path):
-    command = [sys.executable, "-m", "minidora.stress", "adapters", "--quick", "--seed", "7"]
+    command = [sys.executable, "-m", "tests.stress", "adapters", "--quick", "--seed", "7"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0 and "seed 7" in ran.stdout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minidora import nn, training
-from minidora.gradcheck import relative_error
+from minidora.evidence.gradcheck import relative_error
 from minidora.training import data, optim
 from minidora.training.fit import _check_finite
 

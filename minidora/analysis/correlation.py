@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._arguments import Array, floating, number, positive_int, shaped
+from .._boundary import Array, floating, number, positive_int, shaped
 
 WAYS = ("pooled", "late", "within step", "within layer", "within matrix")
 """What a correlation of ΔM with ΔD can be over."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._arguments import Array, floating, number, shaped, summed_axis
+from .._boundary import Array, floating, number, shaped, summed_axis
 from ..decomposition import norms
 from ..projection import direction_gradient, step
 from .correlation import spearman

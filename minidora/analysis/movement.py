@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._arguments import (
+from .._boundary import (
     Array,
     cast,
     floating,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._arguments import Array, cast, one_of
-from ..nn.layer import Layer, named, walk
+from .._boundary import Array, cast, named, one_of
+from ..nn.layer import Layer, walk
 from ..nn.linear import DoRALinear, Linear, LoRALinear
 from .movement import Changes, adapter_changes, changes
 

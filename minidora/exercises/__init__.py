@@ -10,7 +10,7 @@ from functools import wraps
 
 import numpy as np
 
-from ..gradcheck import relative_error
+from ..evidence.gradcheck import relative_error
 
 FAST = bool(os.environ.get("MINIDORA_FAST"))
 """True where MINIDORA_FAST=1 asks a lesson for fewer steps and seeds, as the tests do."""

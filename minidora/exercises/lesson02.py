@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..gradcheck import central_differences
+from ..evidence.gradcheck import central_differences
 from ..lora import lora_forward
 from . import ask, checker, expect, same
 

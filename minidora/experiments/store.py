@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from .._arguments import positive_int
+from .._boundary import positive_int
 from .._files import write_whole
 from .configs import EXPERIMENTS
 from .networks import pretrained

@@ -15,7 +15,7 @@ from .results import Results
 from .runner import run
 
 
-def add_arguments(kit: argparse.ArgumentParser) -> None:
+def add_boundary(kit: argparse.ArgumentParser) -> None:
     """The kit's commands and their options."""
     commands = kit.add_subparsers(dest="kit", required=True)
     running = commands.add_parser("run", help="put every case to an implementation")

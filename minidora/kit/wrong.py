@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..gradcheck import relative_error
+from ..evidence.gradcheck import relative_error
 from .optimizer import update
 
 LEAST = 1e-9  # a stored wrong answer differs from the right one by more than this

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from .._arguments import finite, one_of, positive_int
+from .._boundary import finite, named, one_of, positive_int
 from ..decomposition import norms
 from ..lora import init, scaling
-from .layer import Layer, named, own_arrays, parameters, rebuilt, trained, walk
+from .layer import Layer, own_arrays, parameters, rebuilt, trained, walk
 from .linear import Adapted, DoRALinear, Linear, LoRALinear, MagnitudeLinear
 
 METHODS = ("full", "lora", "dora", "magnitude")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._arguments import positive_int
+from .._boundary import positive_int
 from .layer import Layer, no_training, trains, under
 from .linear import Linear
 

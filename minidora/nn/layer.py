@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from .._arguments import Array
+from .._boundary import Array
 
 
 @dataclass(eq=False)
@@ -49,15 +49,6 @@ def children(layer: Layer) -> Iterator[tuple[str, Layer]]:
             for i, item in enumerate(value):
                 if isinstance(item, Layer):
                     yield f"{f.name}.{i}", item
-
-
-def named(path: str, target: str) -> bool:
-    """Whether a target means the layer at this path: its whole name, or its last parts.
-
-    >>> named("blocks.0.attn.q", "attn.q"), named("blocks.0.seq", "q")
-    (True, False)
-    """
-    return path == target or path.endswith("." + target)
 
 
 def walk(model: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:

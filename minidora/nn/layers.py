@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._arguments import Array, number
+from .._boundary import Array, number
 from .layer import Layer, no_training
 from .linear import rows, working_dtype
 

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 
 from .. import factored, lora
-from .._arguments import (
+from .._boundary import (
     EPS,
     Array,
     cast,

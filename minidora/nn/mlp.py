@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._arguments import positive_int
+from .._boundary import positive_int
 from .layer import Layer, no_training, under
 from .layers import GELU, Dropout, ReLU
 from .linear import Linear

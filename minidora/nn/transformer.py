@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._arguments import number, positive_int
+from .._boundary import number, positive_int
 from .attention import Attention
 from .layer import Layer, no_training, trains, under
 from .layers import GELU, Dropout, Embedding, LayerNorm

@@ -8,6 +8,17 @@ PEFT trains with the norm detached and one magnitude per output; what is loaded 
 same either way, and trains by the `norm_grad` it is given.
 """
 
-from .folder import load_adapter, save_adapter
+from importlib import import_module
 
 __all__ = ["load_adapter", "save_adapter"]
+
+
+def __getattr__(name: str):
+    """The networks' side, when it is asked for (PEP 562): `format` knows no network."""
+    if name in __all__:
+        return getattr(import_module(".folder", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

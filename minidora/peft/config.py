@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..nn.layer import named
+from .._boundary import named
 
 STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """init_lora_weights that leave the base weight as it is; others (pissa, ...) change it."""

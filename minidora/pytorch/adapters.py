@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..peft.format import Adapter, read_adapters, write_adapters
 from .adapt import linears_in, swap_in
 from .arguments import MODES
 from .module import DoRALinear
@@ -54,8 +55,6 @@ def save_adapter(folder, model: nn.Module, *, base_model: str | None = None) -> 
     others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
     if others:
         raise ValueError(f"model: a PEFT folder holds A, B and m alone, but {others} train too")
-    from ..peft.folder import Adapter, write_adapters
-
     adapters = {
         name: Adapter(
             *(_array(own[key]) for key in "ABm"), layers[name].scale, layers[name].dropout
@@ -83,8 +82,6 @@ def load_adapter_(
     sharded. Raises ValueError that names the file, the setting or the layer; the model is then as
     it was.
     """
-    from ..peft.folder import read_adapters
-
     settings = {"norm_grad": norm_grad, "keep_output": keep_output}
     if norm_grad not in MODES:
         raise ValueError(f"norm_grad: expected one of {MODES}, got {norm_grad!r}")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import nn
-from .._arguments import finite
+from .._boundary import finite
 from .._files import digest, write_whole
 from ..nn.layer import Layer, children, own_arrays, parameters, trained
 from .optim import SGD, AdamW, Optimizer

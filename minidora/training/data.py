@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._arguments import number, one_of, positive_int
+from .._boundary import number, one_of, positive_int
 
 SHIFTS = ("none", "rotated", "inverted", "permuted labels", "held-out classes")
 KINDS = ("surnames", "female", "male")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .._arguments import number, positive_int
+from .._boundary import number, positive_int
 from ..nn.layer import Layer, trained, walk
 from .optim import AdamW, Optimizer, Schedule, clip_by_norm, constant
 

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 
 import numpy as np
 
-from .._arguments import Array, number, positive_int
+from .._boundary import Array, number, positive_int
 
 Schedule = Callable[[int], float]
 

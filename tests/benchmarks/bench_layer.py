@@ -23,8 +23,9 @@ from peft import LoraConfig, get_peft_model
 from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
 
-from minidora import dora, factored, lora, oracle
+from minidora import dora, factored, lora
 from minidora.decomposition import squared_norms
+from minidora.evidence import by_autograd
 
 SHAPES = [  # d_in, d_out, n, r
     (1024, 1024, 512, 16),
@@ -73,7 +74,7 @@ def numpy_steps(x, dy, W0, A, B, m):
         "factored detached": lambda: factored_step("detached"),
         "minidora LoRA": lora_step,
         "textbook exact": textbook_step,
-        "autograd library": lambda: oracle.dora_gradients(dy, inputs, settings),
+        "autograd library": lambda: by_autograd.dora_gradients(dy, inputs, settings),
     }
 
 

@@ -21,8 +21,9 @@ from peft import LoraConfig, get_peft_model
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from minidora import nn, oracle_nn, training
-from minidora.cases_nn import plain_settings
+from minidora import nn, training
+from minidora.evidence import networks_by_autograd
+from minidora.evidence.networks import plain_settings
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from twin import loss_of, twin_of
@@ -43,13 +44,13 @@ def whole_attention(p, settings, path, x, padding=None):
     def split(y):
         return anp.transpose(anp.reshape(y, (batch, t, heads, d // heads)), (0, 2, 1, 3))
 
-    q, k, v = (split(oracle_nn.linear(p, settings, at + name, x)) for name in "qkv")
+    q, k, v = (split(networks_by_autograd.linear(p, settings, at + name, x)) for name in "qkv")
     scores = anp.matmul(q, anp.transpose(k, (0, 1, 3, 2))) * (d // heads) ** -0.5
     scores = scores + np.triu(np.full((t, t), -1e9, np.float32), 1)
     e = anp.exp(scores - anp.max(scores, axis=-1, keepdims=True))
     out = anp.matmul(e / anp.sum(e, axis=-1, keepdims=True), v)
     out = anp.reshape(anp.transpose(out, (0, 2, 1, 3)), (batch, t, d))
-    return oracle_nn.linear(p, settings, at + "o", out)
+    return networks_by_autograd.linear(p, settings, at + "o", out)
 
 
 def numpy_step(model, tokens, targets):
@@ -76,11 +77,11 @@ def autograd_step(model, tokens, targets):
         loss = [0.0]
 
         def value(p):
-            out = oracle_nn.value({**fixed, **p}, settings)
+            out = networks_by_autograd.value({**fixed, **p}, settings)
             loss[0] = out
             return out
 
-        vjp, answer = oracle_nn.make_vjp(value)(dict(params))
+        vjp, answer = networks_by_autograd.make_vjp(value)(dict(params))
         optimizer.step(params, vjp(np.float32(1)), 1e-4)
         return float(answer)
 
@@ -138,7 +139,7 @@ def main(argv=None):
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    oracle_nn.attention = oracle_nn.FUNCTIONS["attention"] = whole_attention
+    networks_by_autograd.attention = networks_by_autograd.FUNCTIONS["attention"] = whole_attention
     report = {"machine": machine(), "threads": options.threads, "rounds": options.rounds}
     total = 2 * len(MODELS) * options.rounds
     rows = []

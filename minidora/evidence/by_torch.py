@@ -1,6 +1,6 @@
 """A witness in PyTorch: LoRA and DoRA written densely, differentiated by its autograd in float64.
 
-Shares no line with the modules it checks nor with `minidora.oracle`. Takes and returns NumPy
+Shares no line with the modules it checks nor with `by_autograd`. Takes and returns NumPy
 arrays, computing on the device asked for. Needs `pip install "torch>=2.6,<2.14"`.
 """
 

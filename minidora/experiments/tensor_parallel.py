@@ -9,7 +9,7 @@ DoRA adds norms. Where a weight vector lies whole in one worker, its norm is loc
 spread, the workers add up their parts of ‖v‖², one number for each vector. The update's own part,
 s² B A Aᵀ Bᵀ (or Aᵀ Bᵀ B A), is not a sum of local parts: for it they add up an (r, r) product.
 Nothing of the size of W0, V or an activation is sent on DoRA's account. The bytes for the layers of
-a 7B model: `python -m minidora.parallel`.
+a 7B model: `python -m minidora.experiments.tensor_parallel`.
 """
 
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._arguments import EPS, Array, one_of, positive_int, summed_axis, weights
-from .dora import DoRAGrads
+from .._boundary import EPS, Array, one_of, positive_int, summed_axis, weights
+from ..dora import DoRAGrads
 
 SPLITS = ("rows", "columns")
 
@@ -206,8 +206,9 @@ def page(rank: int = 16, n: int = 4096, blocks: int = 32) -> str:
     lines = [
         "# What tensor-parallel DoRA sends",
         "",
-        f"Written by `python -m minidora.parallel`: LLaMA-7B's layers ({blocks} blocks), n = "
-        f"{n} tokens, r = {rank}. Sizes of what is added up over the workers (all-reduced) "
+        "Written by `python -m minidora.experiments.tensor_parallel`: LLaMA-7B's layers "
+        f"({blocks} blocks), n = {n} tokens, r = {rank}. Sizes of what is added up over the "
+        "workers (all-reduced) "
         "in one training step, forward and backward, every linear layer adapted; "
         "activations in bfloat16 (2 bytes), gradients of A and B, norms and m in float32 (4 "
         "bytes). q, k, v, gate and up are split by rows, o and down by columns. A ring of p "

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .decomposition import norms
+from ..decomposition import norms
 
 
 @dataclass(frozen=True)

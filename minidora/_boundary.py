@@ -26,6 +26,15 @@ SUMMED_AXIS = {"per_output": 1, "per_input": 0}
 """The axis of a (d_out, d_in) matrix that a norm sums over."""
 
 
+def named(path: str, target: str) -> bool:
+    """Whether a target means the layer at this path: its whole name, or its last parts.
+
+    >>> named("blocks.0.attn.q", "attn.q"), named("blocks.0.seq", "q")
+    (True, False)
+    """
+    return path == target or path.endswith("." + target)
+
+
 def one_of(name: str, value: str, choices: Iterable[str]) -> str:
     """`value`, if it is one of the named choices; ValueError otherwise."""
     choices = tuple(choices)

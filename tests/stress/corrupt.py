@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import nn, peft
-from ..training import checkpoint
+from minidora import nn, peft
+from minidora.training import checkpoint
+
 from .outcome import Outcome
 
 SIZE = (96, 256, 192, 10)  # of a network whose file has half a megabyte

@@ -1,7 +1,7 @@
 """`python -m minidora check`: every hand-derived gradient against every witness there is.
 
-Witnesses: the autograd library (`minidora.oracle`), central differences of the function itself,
-and PyTorch (`minidora.oracle_torch`) on each device. A new function joins by one `register` line.
+Witnesses: the autograd library (`by_autograd`), central differences of the function itself,
+and PyTorch (`by_torch`) on each device. A new function joins by one `register` line.
 """
 
 import importlib.util
@@ -13,10 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
-from . import cases_nn, dora, factored, lora
-from ._arguments import EPS, one_of
+from .. import dora, factored, lora
+from .._boundary import EPS, one_of
+from ..decomposition import norms
+from . import networks
 from .cases import Case, dora_cases, lora_cases
-from .decomposition import norms
 from .gradcheck import central_differences, compare
 
 TOLERANCES = {
@@ -36,7 +37,7 @@ class Function:
     name: str
     forward: Callable
     backward: Callable
-    witness: str  # minidora.oracle.<witness>_gradients, and so in oracle_torch
+    witness: str  # by_autograd.<witness>_gradients, and so in by_torch
     cases: Callable[[np.random.Generator, str | None], Iterator[Case]]
     norm_axes: tuple[str | None, ...] = (None,)
     norm_grads: tuple[str | None, ...] = (None,)
@@ -55,9 +56,9 @@ register(Function("lora", lora.lora_forward, lora.lora_backward, "lora", lora_ca
 MODES = (dora_cases, ("per_output", "per_input"), ("exact", "detached"))
 register(Function("dora", dora.dora_forward, dora.dora_backward, "dora", *MODES))
 register(Function("factored", factored.dora_forward, factored.dora_backward, "dora", *MODES))
-for name, cases in cases_nn.CASES.items():
-    network = (cases_nn.forward, cases_nn.backward, "network", cases)
-    register(Function(name, *network, tolerances=cases_nn.TOLERANCES))
+for name, cases in networks.CASES.items():
+    network = (networks.forward, networks.backward, "network", cases)
+    register(Function(name, *network, tolerances=networks.TOLERANCES))
 
 
 def with_frozen_norm(forward: Callable, case: Case) -> Callable:
@@ -111,14 +112,14 @@ def witnesses(device: str = "auto") -> list[Witness]:
     one_of("device", device, ("auto", "cpu", "cuda"))
     found = [Witness("central differences", _central, tolerance=CENTRAL_TOLERANCE)]
     if importlib.util.find_spec("autograd"):
-        from . import oracle, oracle_nn
+        from . import by_autograd, networks_by_autograd
 
-        def by_autograd(function, case, mode):
-            module = oracle_nn if function.witness == "network" else oracle
+        def held(function, case, mode):
+            module = networks_by_autograd if function.witness == "network" else by_autograd
             gradients = getattr(module, f"{function.witness}_gradients")
             return gradients(case.dy, case.inputs, case.settings, **mode)
 
-        found.insert(0, Witness("autograd", by_autograd))
+        found.insert(0, Witness("autograd", held))
     else:
         found.insert(0, Witness("autograd", None, INSTALL["autograd"]))
     return found + _torch_witnesses(device)
@@ -132,8 +133,8 @@ def _torch_witnesses(device: str) -> list[Witness]:
         return [Witness("torch", None, INSTALL["torch"])]
     import torch
 
-    from . import oracle_torch
-    from .pytorch import witness
+    from ..pytorch import witness
+    from . import by_torch
 
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
@@ -141,15 +142,15 @@ def _torch_witnesses(device: str) -> list[Witness]:
     devices = {"cpu": ["cpu"], "cuda": ["cuda"], "auto": ["cpu", "cuda"] if cuda else ["cpu"]}
 
     def on(where, name, module, only):
-        def by_torch(function, case, mode):
+        def held(function, case, mode):
             gradients = getattr(module, f"{function.witness}_gradients")
             return gradients(case.dy, case.inputs, case.settings, **mode, device=where)
 
-        return Witness(f"{name} {where}", by_torch, only=only)
+        return Witness(f"{name} {where}", held, only=only)
 
     found = []
     for where in devices[device]:
-        found.append(on(where, "torch", oracle_torch, ("lora", "dora")))
+        found.append(on(where, "torch", by_torch, ("lora", "dora")))
         # not independent of a derivation, but of the code: DoRA for PyTorch against DoRA for NumPy
         found.append(on(where, "minidora.pytorch", witness, ("dora",)))
     return found

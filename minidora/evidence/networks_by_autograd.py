@@ -9,7 +9,7 @@ import autograd.numpy as np
 from autograd import make_vjp
 from autograd.extend import defvjp, primitive
 
-from . import oracle
+from . import by_autograd
 
 
 @primitive
@@ -35,12 +35,12 @@ def linear(p, settings, path, x):
     else:
         W0, s = get(p, path, "W0"), settings[path]
         A, m = get(p, path, "A"), get(p, path, "m")
-        V = W0 if A is None else W0 + oracle.lora_delta(A, get(p, path, "B"), s["scale"])
+        V = W0 if A is None else W0 + by_autograd.lora_delta(A, get(p, path, "B"), s["scale"])
         W = V
         if m is not None:
-            c = oracle.norms(V, s["norm_axis"])
+            c = by_autograd.norms(V, s["norm_axis"])
             c = constant(c) if s["norm_grad"] == "detached" else c
-            W = oracle.recompose(m / c, V, s["norm_axis"])
+            W = by_autograd.recompose(m / c, V, s["norm_axis"])
         seen = x if s.get("seed") is None else x * dropped(s["seed"], x.shape, s["dropout"])
         y = np.dot(x, W0.T) + s["strength"] * np.dot(seen, (W - W0).T)
     return y if bias is None else y + bias

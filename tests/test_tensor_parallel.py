@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidora import dora, parallel
+from minidora import dora
+from minidora.experiments import tensor_parallel
 
 AXES = ("per_output", "per_input")
 N, D_OUT, D_IN, R = 5, 12, 8, 3
@@ -20,7 +21,7 @@ def arguments(axis):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-@pytest.mark.parametrize("by", parallel.SPLITS)
+@pytest.mark.parametrize("by", tensor_parallel.SPLITS)
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("mode", ["exact", "detached"])
 @pytest.mark.parametrize("biased", [True, False])
@@ -29,11 +30,11 @@ def test_the_split_layer_equals_the_whole(workers, by, axis, mode, biased):
     bias = bias if biased else None
     y0, cache0 = dora.dora_forward(**a, scale=0.7, bias=bias, norm_axis=axis)
     expected = dora.dora_backward(dy, cache0, norm_grad=mode)
-    wire = parallel.Wire()
-    parts = parallel.split(a["W0"], a["A"], a["B"], a["m"], workers, by, axis)
+    wire = tensor_parallel.Wire()
+    parts = tensor_parallel.split(a["W0"], a["A"], a["B"], a["m"], workers, by, axis)
     more = {"by": by, "norm_axis": axis, "bias": bias, "wire": wire}
-    y, cache = parallel.dora_forward(a["x"], parts, 0.7, **more)
-    found = parallel.dora_backward(dy, cache, norm_grad=mode, wire=wire)
+    y, cache = tensor_parallel.dora_forward(a["x"], parts, 0.7, **more)
+    found = tensor_parallel.dora_backward(dy, cache, norm_grad=mode, wire=wire)
     np.testing.assert_allclose(y, y0, rtol=0, atol=1e-10 * np.abs(y0).max())
     for name in expected._fields:
         a1, a0 = getattr(found, name), getattr(expected, name)
@@ -42,14 +43,14 @@ def test_the_split_layer_equals_the_whole(workers, by, axis, mode, biased):
         else:
             assert a1.shape == a0.shape
             assert np.abs(a1 - a0).max() <= 1e-10 * np.abs(a0).max(), name
-    counted = parallel.counted(D_OUT, D_IN, R, N, by, axis)
+    counted = tensor_parallel.counted(D_OUT, D_IN, R, N, by, axis)
     assert wire.sent == (counted if workers > 1 else {})
 
 
-@pytest.mark.parametrize("by", parallel.SPLITS)
+@pytest.mark.parametrize("by", tensor_parallel.SPLITS)
 @pytest.mark.parametrize("axis", AXES)
 def test_dora_sends_vectors_and_r_by_r_products_alone(by, axis):
-    sent = parallel.counted(D_OUT, D_IN, R, N, by, axis)
+    sent = tensor_parallel.counted(D_OUT, D_IN, R, N, by, axis)
     of_lora = {"rows": {"dx", "dA"}, "columns": {"y", "dB"}}[by]
     extra = {name: size for name, size in sent.items() if name not in of_lora}
     assert set(extra.values()) <= {R * R, D_OUT if axis == "per_output" else D_IN}
@@ -59,29 +60,29 @@ def test_dora_sends_vectors_and_r_by_r_products_alone(by, axis):
 
 def test_workers_hold_their_parts_alone():
     a, _, _ = arguments("per_output")
-    parts = parallel.split(a["W0"], a["A"], a["B"], a["m"], 4, "rows")
+    parts = tensor_parallel.split(a["W0"], a["A"], a["B"], a["m"], 4, "rows")
     assert [part.W0.shape for part in parts] == [(3, 8)] * 4 and parts[0].m.shape == (3,)
     with pytest.raises(ValueError, match="workers: expected a divisor of 12, got 5"):
-        parallel.split(a["W0"], a["A"], a["B"], a["m"], 5, "rows")
+        tensor_parallel.split(a["W0"], a["A"], a["B"], a["m"], 5, "rows")
     with pytest.raises(ValueError, match="by: expected 'rows' or 'columns', got 'blocks'"):
-        parallel.split(a["W0"], a["A"], a["B"], a["m"], 2, "blocks")
+        tensor_parallel.split(a["W0"], a["A"], a["B"], a["m"], 2, "blocks")
 
 
 def test_a_norm_that_is_not_added_up_would_be_seen():
     """The classic mistake, planted: each worker takes the norm of its own part."""
     a, bias, _ = arguments("per_output")
 
-    class Mute(parallel.Wire):
+    class Mute(tensor_parallel.Wire):
         def total(self, name, parts):
             return parts[0] if name == "norm" else super().total(name, parts)
 
     y0, _ = dora.dora_forward(**a, scale=0.7, bias=bias)
-    parts = parallel.split(a["W0"], a["A"], a["B"], a["m"], 2, "columns")
-    y, _ = parallel.dora_forward(a["x"], parts, 0.7, by="columns", bias=bias, wire=Mute())
+    parts = tensor_parallel.split(a["W0"], a["A"], a["B"], a["m"], 2, "columns")
+    y, _ = tensor_parallel.dora_forward(a["x"], parts, 0.7, by="columns", bias=bias, wire=Mute())
     assert np.abs(y - y0).max() > 0.05 * np.abs(y0).max()
 
 
 def test_the_page_is_what_the_command_prints():
-    page = Path(__file__).parent.parent / "lessons" / "results" / "parallel.md"
-    assert page.read_text(encoding="utf-8") == parallel.page()
-    assert parallel._bytes({"dx": 10, "dA": 3, "norm": 2}).tolist() == [20, 12, 8]
+    page = Path(__file__).parent.parent / "lessons" / "results" / "tensor_parallel.md"
+    assert page.read_text(encoding="utf-8") == tensor_parallel.page()
+    assert tensor_parallel._bytes({"dx": 10, "dA": 3, "norm": 2}).tolist() == [20, 12, 8]

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import nn, peft
-from ..kit import Program, load, run
-from ..training import checkpoint
+from minidora import nn, peft
+from minidora.kit import Program, load, run
+from minidora.training import checkpoint
+
 from .corrupt import model
 from .outcome import Outcome
 
@@ -22,7 +23,7 @@ import sys
 import numpy as np
 from minidora import peft
 from minidora.training import checkpoint
-from minidora.stress.faults import filled
+from tests.stress.faults import filled
 path, kind = sys.argv[1:]
 for k in range(1, 1_000_000):
     (checkpoint.save if kind == "checkpoint" else peft.save_adapter)(path, filled(k))
@@ -82,7 +83,7 @@ FULL = """
 import resource, signal, sys
 from minidora import peft
 from minidora.training import checkpoint
-from minidora.stress.faults import filled
+from tests.stress.faults import filled
 path, kind, limit = sys.argv[1:]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 if int(limit):

@@ -1,4 +1,4 @@
-"""`python -m minidora.stress`: every fault, counted; exit code 1 if anything came out wrong."""
+"""`python -m tests.stress`: every fault, counted; exit code 1 if anything came out wrong."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ POSIX = ("kills", "disks", "experiments", "ports")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the faults asked for; 0 where nothing was lost and nothing damaged was accepted."""
-    parser = argparse.ArgumentParser(prog="python -m minidora.stress", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.stress", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(FAULTS)}")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     parser.add_argument("--quick", action="store_true", help="few of each, as in the tests")

@@ -1,6 +1,6 @@
 """Bytes and answers that nobody meant, drawn by hypothesis: needs `pip install hypothesis`.
 
-`python -m minidora.stress.fuzz` runs the same loaders under atheris, which looks for inputs that
+`python -m tests.stress.fuzz` runs the same loaders under atheris, which looks for inputs that
 reach new lines of code, where it is installed (`pip install atheris`).
 """
 
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import peft
-from ..kit import load, run
-from ..kit.program import Failed, _parsed
-from ..kit.results import Results
-from ..training import checkpoint
+from minidora import peft
+from minidora.kit import load, run
+from minidora.kit.program import Failed, _parsed
+from minidora.kit.results import Results
+from minidora.training import checkpoint
+
 from .corrupt import model
 from .outcome import Outcome
 

@@ -10,9 +10,9 @@ from functools import partial
 
 import numpy as np
 
-from . import nn
+from .. import nn
+from ..nn.layer import own_arrays, rebuilt
 from .cases import Case
-from .nn.layer import own_arrays, rebuilt
 
 TOLERANCES = {"float64": 1e-8, "float32": 1e-4}
 

@@ -1,0 +1,1 @@
+"""The evidence that every hand-derived gradient is right: witnesses, cases, comparisons."""
