@@ -1,7 +1,9 @@
-"""What the layers check, reshape and cast, so that the layers themselves read as mathematics.
+"""The edge of every layer: what is no mathematics happens here, before and after the formulas.
 
-Every error names the argument, what was expected and what came. Shapes and dtypes are checked
-at every call; finiteness only where a layer is built or loaded (`finite`).
+`enter` checks the arguments of a call, makes x plain (n, d_in) rows, lays m beside V and brings all
+of them to one dtype; `Edge.leave` takes results back to the shapes and dtypes that came. Every
+error names the argument, what was expected and what came. Shapes and dtypes are checked at every
+call; finiteness only where a layer is built or loaded (`finite`).
 
 One rule of dtypes holds for all layers: arithmetic runs in the widest dtype among x, W0, A and
 B, float32 at least; `y` comes back in the dtype of x, a merged weight in that of W0, and every
@@ -10,12 +12,13 @@ gradient in that of its own array, except that magnitudes never go below float32
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from numbers import Integral, Real
-from typing import Any
+from types import EllipsisType
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 Array = NDArray[np.floating[Any]]
 
@@ -53,10 +56,14 @@ def number(name: str, value: float, *, minimum: float | None = None) -> float:
     """A finite real number as a Python float, which cannot promote a float32 array."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a real number, got {type(value).__name__} {value!r}")
+    try:
+        value = float(value)
+    except OverflowError:  # a whole number beyond the largest float
+        value = inf if value > 0 else -inf
     if not isfinite(value) or (minimum is not None and value < minimum):
         bound = "" if minimum is None else f" of at least {minimum}"
         raise ValueError(f"{name}: expected a finite number{bound}, got {value!r}")
-    return float(value)
+    return value
 
 
 def positive_int(name: str, value: int) -> int:
@@ -103,42 +110,70 @@ def finite(name: str, array: Array) -> Array:
     """`array`, if it holds neither NaN nor infinity; for where a layer is built or loaded."""
     bad = ~np.isfinite(array)
     if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
             f"{name}: expected finite values, got {int(bad.sum())} that are not,"
-            f" the first {array[where]} at {where}"
+            f" the first {array[first]} at {first}"
         )
     return array
 
 
-@dataclass(frozen=True)
-class Weights:
-    """W0, A, B, m and scale of one layer, checked, in the dtype to compute in."""
+class Weights(NamedTuple):
+    """The arrays and settings of one layer, checked, in the dtype to compute in."""
 
     W0: Array  # (d_out, d_in)
     A: Array  # (r, d_in)
     B: Array  # (d_out, r)
-    m: Array | None  # (d_out,) or (d_in,); None for LoRA
+    m: Array | None  # beside V: (d_out, 1) or (1, d_in); None for LoRA
     scale: float
-    norm_axis: str
-    dtypes: dict[str, np.dtype]  # what each array came in
-
-    @property
-    def axis(self) -> int:
-        """The axis of W0 that a norm sums over."""
-        return SUMMED_AXIS[self.norm_axis]
-
-    def beside(self, per_vector: Array) -> Array:
-        """(d_out,) or (d_in,) as (d_out, 1) or (1, d_in), to multiply a weight matrix."""
-        return np.expand_dims(per_vector, self.axis)
-
-    def like(self, name: str, array: Array) -> Array:
-        """`array` in the dtype that the argument `name` came in."""
-        return cast(array, self.dtypes[name])
+    axis: int  # that a norm sums over: 1, the inputs ("per_output"), or 0, the outputs
+    eps: float
 
 
-def weights(W0, A, B, scale, *, norm_axis: str, m=..., compute=np.float32) -> Weights:
-    """Check the parameters of a layer; `compute` is the least dtype to compute in, None casts none.
+class Rows(NamedTuple):
+    """The inputs of one call, leading dimensions flattened to n rows, in the same dtype."""
+
+    x: Array  # (n, d_in)
+    bias: Array | None  # (d_out,)
+    mask: Array | None  # (n, d_in)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The shapes and dtypes that a call's arrays came in: the way back to the caller."""
+
+    came: dict[str, tuple[tuple[int, ...], np.dtype]]  # of each argument, and of y
+    compute: np.dtype | None
+
+    def rows(self, dy: ArrayLike) -> Array:
+        """`dy`, checked against y, as (n, d_out) in the dtype to compute in."""
+        shape, _ = self.came["y"]
+        dy = shaped("dy", dy, shape, "the shape of y")
+        return cast(dy.reshape(-1, shape[-1]), self.compute)
+
+    def leave(self, **results: Array | None) -> list[Array | None]:
+        """Each result in the shape and dtype of the array it belongs to: y, dx (x's), dA (A's)."""
+        return [self._back(name.removeprefix("d"), array) for name, array in results.items()]
+
+    def _back(self, name: str, array: Array | None) -> Array | None:
+        if array is None:
+            return None
+        shape, dtype = self.came[name]
+        return cast(array, dtype).reshape(shape)
+
+
+def weights(
+    W0: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    scale: float,
+    *,
+    norm_axis: str = "per_output",
+    m: ArrayLike | None | EllipsisType = ...,
+    eps: float = EPS,
+    least: DTypeLike | None = np.float32,
+) -> tuple[Weights, Edge]:
+    """Check the parameters of a layer; `least` is the narrowest dtype to compute in (None: as is).
 
     m is left out (`...`) where a layer has none, as in LoRA; None is an error like any other.
     """
@@ -148,74 +183,46 @@ def weights(W0, A, B, scale, *, norm_axis: str, m=..., compute=np.float32) -> We
     rank = A.shape[0]
     shaped("A", A, (rank, d_in), f"(r, d_in) beside W0 of shape {W0.shape}")
     B = shaped("B", B, (d_out, rank), f"(d_out, r) beside W0 {W0.shape} and A {A.shape}")
-    scale = number("scale", scale)
+    scale, eps = number("scale", scale), number("eps", eps, minimum=0)
     axis = summed_axis(norm_axis)
-    dtypes = {"W0": W0.dtype, "A": A.dtype, "B": B.dtype}
-    if compute is not None:
-        compute = np.result_type(compute, W0, A, B)
-        W0, A, B = (cast(array, compute) for array in (W0, A, B))
-    if m is ...:
-        m = None
-    else:
+    compute = None if least is None else np.result_type(least, W0, A, B)
+    came = {"W0": (W0.shape, W0.dtype), "A": (A.shape, A.dtype), "B": (B.shape, B.dtype)}
+    beside = None
+    if m is not ...:
         m = shaped("m", m, (W0.shape[1 - axis],), f"one per vector, {norm_axis}")
-        dtypes["m"] = np.result_type(m, np.float32)
-        m = m if compute is None else cast(m, compute)
-    return Weights(W0, A, B, m, scale, norm_axis, dtypes)
+        came["m"] = m.shape, np.result_type(m, np.float32)
+        beside = np.expand_dims(m if compute is None else cast(m, compute), axis)
+    if compute is not None:
+        W0, A, B = (cast(array, compute) for array in (W0, A, B))
+    return Weights(W0, A, B, beside, scale, axis, eps), Edge(came, compute)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """x, bias and mask of one call, checked, leading dimensions flattened to n rows."""
-
-    x: Array  # (n, d_in)
-    bias: Array | None  # (d_out,)
-    mask: Array | None  # (n, d_in)
-    lead: tuple[int, ...]  # the leading dimensions of x
-    d_out: int
-    dtypes: dict[str, np.dtype]
-
-    @property
-    def xm(self) -> Array:
-        """What the adapter sees of x, (n, d_in)."""
-        return self.x if self.mask is None else self.x * self.mask
-
-    def through_mask(self, dxm: Array, dy_W0: Array | None) -> Array:
-        """dx from the gradient of xm and, where a mask is, from dy @ W0 past the mask."""
-        return dxm if self.mask is None else self.mask * dxm + (1 - self.mask) * dy_W0
-
-    def output(self, y: Array) -> Array:
-        """(n, d_out), with the bias added in place, in the leading dimensions and dtype of x."""
-        if self.bias is not None:
-            y += self.bias
-        return cast(y, self.dtypes["x"]).reshape(*self.lead, self.d_out)
-
-    def cotangent(self, dy: Any) -> Array:
-        """`dy`, checked against y, as (n, d_out) in the dtype to compute in."""
-        dy = shaped("dy", dy, (*self.lead, self.d_out), "the shape of y")
-        return cast(dy.reshape(-1, self.d_out), self.x.dtype)
-
-    def dx(self, dx: Array) -> Array:
-        """(n, d_in) in the shape and dtype of x."""
-        return cast(dx, self.dtypes["x"]).reshape(*self.lead, dx.shape[1])
-
-    def dbias(self, dy: Array) -> Array | None:
-        """Gradient of the bias, (d_out,), or None where the layer has none."""
-        return None if self.bias is None else cast(dy.sum(0), self.dtypes["bias"])
-
-
-def layer(x, W0, A, B, scale, *, norm_axis: str, m=..., bias=None, mask=None):
-    """Check all the arguments of a forward pass: (Inputs, Weights), in one compute dtype."""
+def enter(
+    x: ArrayLike,
+    W0: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    scale: float,
+    *,
+    norm_axis: str = "per_output",
+    m: ArrayLike | None | EllipsisType = ...,
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    eps: float = EPS,
+) -> tuple[Rows, Weights, Edge]:
+    """Check all the arguments of a forward pass and bring them to one dtype."""
     x = floating("x", x)
-    w = weights(W0, A, B, scale, m=m, norm_axis=norm_axis, compute=np.result_type(x, np.float32))
-    d_out, d_in = w.W0.shape
+    least = np.result_type(x, np.float32)
+    layer, edge = weights(W0, A, B, scale, m=m, norm_axis=norm_axis, eps=eps, least=least)
+    d_out, d_in = layer.W0.shape
     features(x, d_in)
-    compute, dtypes = w.W0.dtype, {"x": x.dtype}
+    compute = edge.compute
+    edge.came.update(x=(x.shape, x.dtype), y=((*x.shape[:-1], d_out), x.dtype))
     if bias is not None:
         bias = shaped("bias", bias, (d_out,), "d_out")
-        dtypes["bias"] = bias.dtype
+        edge.came["bias"] = bias.shape, bias.dtype
         bias = cast(bias, compute)
     if mask is not None:
         mask = shaped("mask", mask, x.shape, "the shape of x")
         mask = cast(mask.reshape(-1, d_in), compute)
-    flat = cast(x.reshape(-1, d_in), compute)
-    return Inputs(flat, bias, mask, x.shape[:-1], d_out, dtypes), w
+    return Rows(cast(x.reshape(-1, d_in), compute), bias, mask), layer, edge

@@ -10,13 +10,14 @@ make up one vector is `norm_axis`:
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ._boundary import EPS, Array, cast, floating, number, shaped, summed_axis
 
-__all__ = ["EPS", "decompose", "norms", "recompose", "squared_norms"]
+__all__ = ["EPS", "decompose", "norms", "recompose", "squared_norms", "sum_of_squares"]
 
 
-def norms(W: Array, norm_axis: str, eps: float = EPS) -> Array:
+def norms(W: ArrayLike, norm_axis: str, eps: float = EPS) -> Array:
     """Norm of each weight vector, sqrt(sum(w²) + eps²), the ‖·‖_c of Eq. 2.
 
     W: (d_out, d_in). Returns c: (d_out,) for "per_output", (d_in,) for "per_input"; float32 at
@@ -33,7 +34,7 @@ def norms(W: Array, norm_axis: str, eps: float = EPS) -> Array:
     return cast(np.sqrt(squares + eps * eps), np.result_type(W, np.float32))
 
 
-def squared_norms(W: Array, norm_axis: str) -> Array:
+def squared_norms(W: ArrayLike, norm_axis: str) -> Array:
     """Squared norm of each weight vector, sum(w²), summed in float64 and returned so.
 
     W: (d_out, d_in), never copied. Returns (d_out,) for "per_output", (d_in,) for "per_input".
@@ -41,9 +42,14 @@ def squared_norms(W: Array, norm_axis: str) -> Array:
     >>> squared_norms(np.array([[3.0, 4.0], [0.0, 2.0]]), "per_output")
     array([25.,  4.])
     """
-    W = floating("W", W, ndim=2)
-    kept = "i" if summed_axis(norm_axis) == 1 else "j"
-    return np.einsum(f"ij,ij->{kept}", W, W, dtype=np.result_type(W, np.float64))
+    return sum_of_squares(floating("W", W, ndim=2), summed_axis(norm_axis)).reshape(-1)
+
+
+def sum_of_squares(V: Array, axis: int) -> Array:
+    """sum(V²) along an axis of V, (d_out, d_in), in float64: (d_out, 1) for 1, (1, d_in) for 0."""
+    kept = "o" if axis == 1 else "i"
+    squares = np.einsum(f"oi,oi->{kept}", V, V, dtype=np.result_type(V, np.float64))
+    return np.expand_dims(squares, axis)
 
 
 def decompose(W: Array, norm_axis: str) -> tuple[Array, Array]:

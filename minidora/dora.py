@@ -1,28 +1,36 @@
 """The DoRA layer as the paper writes it, dense, equation by equation (Liu et al. 2024).
 
 V = W0 + scale * B @ A is the direction, c = ‖V‖ its norms, m the trained magnitudes, and
-W = m * V / c the adapted weight (Eq. 5). This module is for reading and for holding others
-against; `minidora.factored` computes the same numbers without any dense temporary.
+W = m * V / c the adapted weight (Eq. 5). One weight vector is a row of V and W (`norm_axis`
+"per_output": m and c are (d_out, 1) beside V, and `axis`, the one summed over, is 1) or a column
+("per_input": (1, d_in), and 0). Every formula of the method stands on this page. At its edge,
+`enter`, `Edge.rows` and `Edge.leave` check shapes, flatten the leading dimensions of x and dy to n
+rows, and bring dtypes to one and back (`_boundary`).
+
+This module is for reading and for holding others against; `minidora.factored` computes the same
+numbers without any dense temporary.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from . import lora
 from ._boundary import (
     Array,
-    Inputs,
+    Edge,
+    Rows,
     Weights,
     cast,
+    enter,
     finite,
     floating,
-    layer,
     one_of,
     shaped,
     weights,
 )
-from .decomposition import EPS, norms
+from .decomposition import EPS, norms, sum_of_squares
 
 __all__ = [
     "DoRAGrads",
@@ -47,23 +55,26 @@ class DoRAGrads(NamedTuple):
 class DoRACache(NamedTuple):
     """What `dora_backward` needs of the forward pass."""
 
-    inputs: Inputs
+    rows: Rows
     weights: Weights
-    V: Array
-    c: Array
-    W: Array
-
-
-def _adapted(p: Weights, eps: float) -> tuple[Array, Array, Array]:
-    """Eq. 5: V, its norms beside it, and W = m * V / c."""
-    V = p.W0 + p.scale * p.B @ p.A  # (d_out, d_in)
-    c = p.beside(norms(V, p.norm_axis, eps))  # (d_out, 1) or (1, d_in)
-    W = p.beside(p.m) / c * V  # (d_out, d_in)
-    return V, c, W
+    V: Array  # (d_out, d_in)
+    c: Array  # beside V, like m
+    W: Array  # (d_out, d_in)
+    edge: Edge
 
 
 def dora_forward(
-    x, W0, A, B, m, scale, *, bias=None, norm_axis="per_output", mask=None, eps=EPS
+    x: ArrayLike,
+    W0: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    m: ArrayLike,
+    scale: float,
+    *,
+    bias: ArrayLike | None = None,
+    norm_axis: str = "per_output",
+    mask: ArrayLike | None = None,
+    eps: float = EPS,
 ) -> tuple[Array, DoRACache]:
     """y = x @ W.T + bias with W = m * V / ‖V‖ and V = W0 + scale * B @ A (Eq. 5).
 
@@ -73,42 +84,68 @@ def dora_forward(
     in x's dtype, and the cache for `dora_backward`. Raises TypeError or ValueError that names
     the argument, what was expected and what came.
     """
-    inputs, p = layer(x, W0, A, B, scale, m=m, bias=bias, mask=mask, norm_axis=norm_axis)
-    V, c, W = _adapted(p, eps)
-    if inputs.mask is None:
-        y = inputs.x @ W.T  # (n, d_out)
+    rows, layer, edge = enter(
+        x, W0, A, B, scale, m=m, bias=bias, mask=mask, norm_axis=norm_axis, eps=eps
+    )
+    x, bias, mask = rows
+    V, c, W = _adapted(layer)
+    if mask is None:
+        y = x @ W.T  # (n, d_out)
     else:
-        y = inputs.x @ p.W0.T + inputs.xm @ (W - p.W0).T  # (n, d_out)
-    return inputs.output(y), DoRACache(inputs, p, V, c, W)
+        y = x @ layer.W0.T + (x * mask) @ (W - layer.W0).T  # (n, d_out)
+    if bias is not None:
+        y += bias
+    (y,) = edge.leave(y=y)
+    return y, DoRACache(rows, layer, V, c, W, edge)
 
 
-def dora_backward(dy: Array, cache: DoRACache, *, norm_grad: str = "exact") -> DoRAGrads:
+def _adapted(layer: Weights) -> tuple[Array, Array, Array]:
+    """V, its norms and the adapted weight (Eq. 5)."""
+    W0, A, B, m, scale, axis, eps = layer
+    V = W0 + scale * B @ A  # (d_out, d_in)
+    c = np.sqrt(sum_of_squares(V, axis) + eps**2)  # (d_out, 1) or (1, d_in); summed in float64
+    c = c.astype(V.dtype)
+    W = m / c * V  # (d_out, d_in)
+    return V, c, W
+
+
+def dora_backward(dy: ArrayLike, cache: DoRACache, *, norm_grad: str = "exact") -> DoRAGrads:
     """Gradients of `dora_forward`, given dy = dL/dy shaped like y. W0 is frozen and has none.
 
     norm_grad: "exact" is the derivative of Eq. 5; "detached" treats the norm c as a constant
     (Eq. 11, paper section 4.3), which changes dA and dB only.
     """
     one_of("norm_grad", norm_grad, ("exact", "detached"))
-    inputs, p, V, c, W = cache
-    dy = inputs.cotangent(dy)  # (n, d_out)
-    # y = x @ W.T + bias; with a mask, x @ W0.T + xm @ (W - W0).T + bias
-    G = dy.T @ inputs.xm  # (d_out, d_in), dL/dW
-    dx = inputs.through_mask(dy @ W, None if inputs.mask is None else dy @ p.W0)  # (n, d_in)
+    (x, bias, mask), (W0, A, B, m, scale, axis, _), V, c, W, edge = cache
+    dy = edge.rows(dy)  # (n, d_out)
+    # y = x @ W.T + bias; with a mask, x @ W0.T + (x * mask) @ (W - W0).T + bias
+    if mask is None:
+        G = dy.T @ x  # (d_out, d_in), dL/dW
+        dx = dy @ W  # (n, d_in)
+    else:
+        G = dy.T @ (x * mask)
+        dx = dy @ W0 + mask * (dy @ (W - W0))
+    dbias = None if bias is None else dy.sum(0)  # (d_out,)
     # W = m * V / c
-    dm = (G * V).sum(p.axis, keepdims=True) / c  # like c, Eq. 7
-    dV = p.beside(p.m) / c * G  # (d_out, d_in), Eq. 11
-    # c = ‖V‖: the part of dV along each vector of V drops out
+    dm = (G * V).sum(axis, keepdims=True) / c  # like c, Eq. 7
+    # c = sqrt(sum V² + eps²): of what lies along V, sum(G * V) / c² times each vector drops out
     if norm_grad == "exact":
-        dV -= p.beside(p.m) / c * (dm / c) * V  # Eq. 6
+        dV = m / c * (G - V * (dm / c))  # (d_out, d_in), Eq. 6
+    else:  # c is taken as a constant
+        dV = m / c * G  # (d_out, d_in), Eq. 11
     # V = W0 + scale * B @ A
-    dA = p.scale * p.B.T @ dV  # (r, d_in)
-    dB = p.scale * dV @ p.A.T  # (d_out, r)
-    dm = p.like("m", dm.reshape(-1))
-    return DoRAGrads(inputs.dx(dx), p.like("A", dA), p.like("B", dB), dm, inputs.dbias(dy))
+    dA = scale * B.T @ dV  # (r, d_in)
+    dB = scale * dV @ A.T  # (d_out, r)
+    return DoRAGrads(*edge.leave(dx=dx, dA=dA, dB=dB, dm=dm, dbias=dbias))
 
 
 def init(
-    W0: Array, rank: int, rng: np.random.Generator, *, norm_axis: str = "per_output", eps=EPS
+    W0: ArrayLike,
+    rank: int,
+    rng: np.random.Generator,
+    *,
+    norm_axis: str = "per_output",
+    eps: float = EPS,
 ) -> tuple[Array, Array, Array]:
     """Start a DoRA layer at its base: A Kaiming-uniform, B zero, m = ‖W0‖, hence W = W0.
 
@@ -121,26 +158,45 @@ def init(
     return A, B, norms(W0, norm_axis, eps)
 
 
-def dora_weight(W0, A, B, m, scale, *, norm_axis="per_output", eps=EPS) -> Array:
+def dora_weight(
+    W0: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    m: ArrayLike,
+    scale: float,
+    *,
+    norm_axis: str = "per_output",
+    eps: float = EPS,
+) -> Array:
     """The merged weight W = m * V / ‖V‖ of Eq. 5, (d_out, d_in), in W0's dtype.
 
     >>> W0, A, B = np.array([[3.0, 4.0]]), np.array([[1.0, 0.0]]), np.array([[-3.0]])
     >>> dora_weight(W0, A, B, np.array([10.0]), 1.0)
     array([[ 0., 10.]])
     """
-    p = weights(W0, A, B, scale, m=m, norm_axis=norm_axis)
-    return p.like("W0", _adapted(p, eps)[2])
+    layer, edge = weights(W0, A, B, scale, m=m, norm_axis=norm_axis, eps=eps)
+    _, _, W = _adapted(layer)
+    return edge.leave(W0=W)[0]
 
 
-def recover_magnitude(W, W0, A, B, scale, *, norm_axis="per_output", eps=EPS) -> Array:
+def recover_magnitude(
+    W: ArrayLike,
+    W0: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    scale: float,
+    *,
+    norm_axis: str = "per_output",
+    eps: float = EPS,
+) -> Array:
     """The m that `dora_weight` made W with: sum(W * V) / ‖V‖ per vector, sign included.
 
     W, W0: (d_out, d_in); A: (r, d_in); B: (d_out, r). Returns m: (d_out,) or (d_in,), float32 at
     least. Where V is zero, W says nothing of m and 0 comes back. A W that was not merged from
     these arrays gives the m of the nearest one that could have been.
     """
-    p = weights(W0, A, B, scale, norm_axis=norm_axis)
-    W = shaped("W", W, p.W0.shape, "the shape of W0")
-    V = p.W0 + p.scale * p.B @ p.A  # (d_out, d_in)
-    along = (W * V).sum(p.axis, dtype=np.result_type(V, np.float64))  # (d_out,) or (d_in,)
+    (W0, A, B, _, scale, axis, _), _ = weights(W0, A, B, scale, norm_axis=norm_axis)
+    W = shaped("W", W, W0.shape, "the shape of W0")
+    V = W0 + scale * B @ A  # (d_out, d_in)
+    along = (W * V).sum(axis, dtype=np.result_type(V, np.float64))  # (d_out,) or (d_in,)
     return cast(along / norms(V, norm_axis, eps), V.dtype)

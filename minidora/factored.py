@@ -1,44 +1,61 @@
-"""The fast DoRA layer: the answers of `minidora.dora` with nothing of shape (d_out, d_in) made.
+"""The DoRA layer without a dense temporary: the same function and gradients as `minidora.dora`.
 
-V, W, G = dL/dW and dV of the textbook are never formed, and W0 is used where it lies. What takes
-their place are products with the r rows of A or the r columns of B. Even the exact gradient needs
-no more: what the norm adds to dV is k * V, one factor k for each vector, and its products with A
-and B are products of V that the norm has already needed. So the exact gradient costs one small
-product more than the detached one and no memory; `lessons/06_cost.ipynb` derives it.
+Nothing of shape (d_out, d_in) is made: neither V nor W, nor the gradients of either. What the dense
+layer does with V = W0 + s * B @ A is done with W0 @ A.T, or B.T @ W0, and products of A and B. So
+the exact gradient costs one small product more than the detached one, and no memory. W0 is used
+where it lies; only what the layer keeps for its backward pass is as large as y or x.
 
-There is one pair of forward and backward for each axis, in the paper's letters; s is the scale,
+There is one pair, forward above backward, for each axis, in the letters of Eq. 5-7; s is the scale,
 xm = x * mask (or x), and a matrix named VA is V @ A.T, computed as W0 @ A.T + s * B @ (A @ A.T).
+Two places lose digits and are guarded: a V that nearly cancels W0 (`GUARD`), and a product B @ A
+that cancels inside itself (`CANCELLED`).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from ._boundary import Array, Inputs, Weights, cast, layer, number, one_of, shaped
+from ._boundary import Array, Edge, Rows, Weights, cast, enter, one_of, shaped
 from .decomposition import EPS, squared_norms
 from .dora import DoRAGrads
 
-__all__ = ["GUARD", "dora_backward", "dora_forward"]
+__all__ = ["CANCELLED", "GUARD", "dora_backward", "dora_forward", "update_products"]
 
 GUARD = 0.1
 """Vectors with ‖V‖² below this part of ‖W0‖² + ‖s B A‖² lost digits and are recomputed densely."""
+
+CANCELLED = 16.0
+"""Where the squares of B @ A's own parts exceed ‖B A‖² so many times, it is factored anew."""
 
 
 class FactoredCache(NamedTuple):
     """What `dora_backward` needs of the forward pass."""
 
-    inputs: Inputs
+    rows: Rows
     weights: Weights
     c: Array  # norms of V, (d_out,) or (d_in,)
     g: Array  # m / c
     h: Array  # the input in the r dimensions of A, (n, r)
     kept: Array  # per_output: z = xm @ V.T, (n, d_out); per_input: xg = xm * g, (n, d_in)
     V_small: Array  # per_output: V @ A.T, (d_out, r); per_input: B.T @ V, (r, d_in)
+    lengths: Array  # powers of two that A's rows were divided by and B's columns multiplied, (r,)
+    edge: Edge
 
 
 def dora_forward(
-    x, W0, A, B, m, scale, *, bias=None, norm_axis="per_output", mask=None, eps=EPS, W0_sq=None
+    x: ArrayLike,
+    W0: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    m: ArrayLike,
+    scale: float,
+    *,
+    bias: ArrayLike | None = None,
+    norm_axis: str = "per_output",
+    mask: ArrayLike | None = None,
+    eps: float = EPS,
+    W0_sq: ArrayLike | None = None,
 ) -> tuple[Array, FactoredCache]:
     """The same function as `dora.dora_forward` (Eq. 5), without a dense temporary.
 
@@ -46,58 +63,72 @@ def dora_forward(
     `decomposition.squared_norms(W0, norm_axis)` gives, to compute it once for a frozen layer
     instead of at every call. Returns y: (..., d_out) in x's dtype, and the cache.
     """
-    inputs, p = layer(x, W0, A, B, scale, m=m, bias=bias, mask=mask, norm_axis=norm_axis)
-    eps = number("eps", eps, minimum=0)
+    rows, layer, edge = enter(
+        x, W0, A, B, scale, m=m, bias=bias, mask=mask, norm_axis=norm_axis, eps=eps
+    )
     if W0_sq is None:
-        W0_sq = squared_norms(p.W0, norm_axis)
+        W0_sq = squared_norms(layer.W0, norm_axis)
     else:
-        W0_sq = shaped("W0_sq", W0_sq, p.m.shape, f"one per vector, {norm_axis}")
-    forward = _forward_per_output if norm_axis == "per_output" else _forward_per_input
-    y, cache = forward(inputs, p, W0_sq, eps)
-    return inputs.output(y), cache
+        W0_sq = shaped("W0_sq", W0_sq, (layer.m.size,), f"one per vector, {norm_axis}")
+    lengths = _lengths(layer.A)
+    if (lengths != 1).any():
+        layer = layer._replace(A=layer.A / lengths[:, None], B=layer.B * lengths)
+    forward = _forward_per_output if layer.axis == 1 else _forward_per_input
+    y, *kept = forward(rows, layer, W0_sq)
+    if rows.bias is not None:
+        y += rows.bias
+    (y,) = edge.leave(y=y)
+    return y, FactoredCache(rows, layer, *kept, lengths, edge)
 
 
-def dora_backward(dy: Array, cache: FactoredCache, *, norm_grad: str = "exact") -> DoRAGrads:
+def dora_backward(dy: ArrayLike, cache: FactoredCache, *, norm_grad: str = "exact") -> DoRAGrads:
     """The same gradients as `dora.dora_backward` (Eq. 6, 7, or 11), without a dense temporary."""
     exact = one_of("norm_grad", norm_grad, ("exact", "detached")) == "exact"
-    inputs, p = cache.inputs, cache.weights
-    dy = inputs.cotangent(dy)  # (n, d_out)
-    backward = _backward_per_output if p.norm_axis == "per_output" else _backward_per_input
+    dy = cache.edge.rows(dy)  # (n, d_out)
+    backward = _backward_per_output if cache.weights.axis == 1 else _backward_per_input
     dx, dA, dB, dm = backward(dy, cache, exact)
-    grads = p.like("A", dA), p.like("B", dB), p.like("m", dm)
-    return DoRAGrads(inputs.dx(dx), *grads, inputs.dbias(dy))
+    if (cache.lengths != 1).any():
+        dA, dB = dA / cache.lengths[:, None], dB * cache.lengths
+    dbias = None if cache.rows.bias is None else dy.sum(0)  # (d_out,)
+    return DoRAGrads(*cache.edge.leave(dx=dx, dA=dA, dB=dB, dm=dm, dbias=dbias))
 
 
 # One magnitude for each row of W0. A row's norm and magnitude scale one output: y = (xm @ V.T) * g
 
 
-def _forward_per_output(inputs: Inputs, p: Weights, W0_sq: Array, eps: float):
-    W0, A, B, s = p.W0, p.A, p.B, p.scale
-    n = len(inputs.x)
+def _forward_per_output(rows: Rows, layer: Weights, W0_sq: Array) -> tuple[Array, ...]:
+    (x, _, mask), (W0, A, B, m, s, _, eps) = rows, layer
+    xm, n = x if mask is None else x * mask, len(x)
     if n < len(W0):  # x is small beside W0: one pass over W0 for both products
-        both = np.concatenate([inputs.xm, A]) @ W0.T  # (n + r, d_out)
+        both = np.concatenate([xm, A]) @ W0.T  # (n + r, d_out)
         z, WA = both[:n], both[n:].T  # (n, d_out), (d_out, r)
     else:
-        z, WA = inputs.xm @ W0.T, W0 @ A.T
+        z, WA = xm @ W0.T, W0 @ A.T
     # V @ A.T, where V = W0 + s * B @ A
-    BAA = s * B @ (A @ A.T)  # (d_out, r)
+    AA = A @ A.T  # (r, r)
+    BAA = s * B @ AA  # (d_out, r)
     # ‖V‖² = ‖W0‖² + 2 <W0, s B A> + ‖s B A‖², row by row
     cross, update_sq = s * _sum("or,or->o", B, WA), s * _sum("or,or->o", B, BAA)
-    c = _norms(p, eps, W0_sq, cross, update_sq, lambda rows: W0[rows] + s * B[rows] @ A)
-    g = p.m / c  # (d_out,)
+    if _cancelled(s * s * (B * B) @ AA.diagonal(), update_sq):
+        cross, update_sq, BAA = update_products(W0, A, B, s)
+    squares = W0_sq + 2 * cross + update_sq
+    lost = squares < GUARD * (W0_sq + update_sq)
+    if lost.any():
+        squares[lost] = squared_norms(W0[lost] + s * B[lost] @ A, "per_output")
+    c = cast(np.sqrt(squares + eps**2), W0.dtype)  # (d_out,)
+    g = m[:, 0] / c  # (d_out,)
     # z = xm @ V.T
-    h = inputs.xm @ A.T  # (n, r)
+    h = xm @ A.T  # (n, r)
     y = (s * h) @ B.T  # (n, d_out), whose memory serves twice
     z += y
     np.multiply(z, g, out=y)
-    if inputs.mask is not None:
-        y += (inputs.x - inputs.xm) @ W0.T  # what the mask hides from the adapter, not from W0
-    return y, FactoredCache(inputs, p, c, g, h, z, WA + BAA)
+    if mask is not None:
+        y += (x - xm) @ W0.T  # what the mask hides from the adapter, not from W0
+    return y, c, g, h, z, WA + BAA
 
 
-def _backward_per_output(dy: Array, cache: FactoredCache, exact: bool):
-    inputs, p, c, g, h, z, VA = cache
-    W0, A, B, s = p.W0, p.A, p.B, p.scale
+def _backward_per_output(dy: Array, cache: FactoredCache, exact: bool) -> tuple[Array, ...]:
+    (x, _, mask), (W0, A, B, _, s, *_), c, g, h, z, VA, *_ = cache
     n, r = h.shape
     # y = z * g, with g = m / c
     dm = np.einsum("no,no->o", dy, z) / c  # (d_out,), Eq. 7
@@ -105,7 +136,7 @@ def _backward_per_output(dy: Array, cache: FactoredCache, exact: bool):
     dz = np.multiply(dy, g, out=stacked[:n])  # (n, d_out)
     # z = xm @ W0.T + s * h @ B.T, and h = xm @ A.T
     dh = dz @ (s * B)  # (n, r)
-    dA = dh.T @ inputs.xm  # (r, d_in)
+    dA = dh.T @ (x if mask is None else x * mask)  # (r, d_in)
     dB = dz.T @ (s * h)  # (d_out, r)
     if exact:
         # g = m / ‖V‖ adds k * V to dV (the projection of Eq. 6), hence s * B.T @ (k * V) to dA
@@ -118,36 +149,44 @@ def _backward_per_output(dy: Array, cache: FactoredCache, exact: bool):
         np.multiply(s, kB.T, out=stacked[n:])
     product = stacked @ W0  # (n + r, d_in)
     dA += product[n:] if exact else 0
-    dxm = product[:n]  # (n, d_in)
-    dxm += dh @ A
-    dx = inputs.through_mask(dxm, None if inputs.mask is None else dy @ W0)
+    dx = product[:n]  # (n, d_in)
+    dx += dh @ A
+    if mask is not None:
+        dx = mask * dx + (1 - mask) * (dy @ W0)
     return dx, dA, dB, dm
 
 
 # One magnitude for each column of W0. It scales one input: y = (xm * g) @ V.T
 
 
-def _forward_per_input(inputs: Inputs, p: Weights, W0_sq: Array, eps: float):
-    W0, A, B, s = p.W0, p.A, p.B, p.scale
+def _forward_per_input(rows: Rows, layer: Weights, W0_sq: Array) -> tuple[Array, ...]:
+    (x, _, mask), (W0, A, B, m, s, _, eps) = rows, layer
+    xm = x if mask is None else x * mask
     # B.T @ V, where V = W0 + s * B @ A
-    BW = B.T @ W0  # (r, d_in)
-    BBA = s * (B.T @ B) @ A  # (r, d_in)
+    BW, BB = B.T @ W0, B.T @ B  # (r, d_in), (r, r)
+    BBA = s * BB @ A  # (r, d_in)
     # ‖V‖² = ‖W0‖² + 2 <W0, s B A> + ‖s B A‖², column by column
     cross, update_sq = s * _sum("ri,ri->i", A, BW), s * _sum("ri,ri->i", A, BBA)
-    c = _norms(p, eps, W0_sq, cross, update_sq, lambda cols: W0[:, cols] + s * B @ A[:, cols])
-    g = p.m / c  # (d_in,)
+    if _cancelled(s * s * BB.diagonal() @ (A * A), update_sq):
+        cross, update_sq, ABB = update_products(W0.T, B.T, A.T, s)
+        BBA = ABB.T
+    squares = W0_sq + 2 * cross + update_sq
+    lost = squares < GUARD * (W0_sq + update_sq)
+    if lost.any():
+        squares[lost] = squared_norms(W0[:, lost] + s * B @ A[:, lost], "per_input")
+    c = cast(np.sqrt(squares + eps**2), W0.dtype)  # (d_in,)
+    g = m[0] / c  # (d_in,)
     # y = xg @ V.T
-    xg = inputs.xm * g  # (n, d_in)
+    xg = xm * g  # (n, d_in)
     h = xg @ A.T  # (n, r)
-    past = 0 if inputs.mask is None else inputs.x - inputs.xm  # what W0 sees past the mask
+    past = 0 if mask is None else x - xm  # what W0 sees past the mask
     y = (xg + past) @ W0.T  # (n, d_out)
     y += (s * h) @ B.T
-    return y, FactoredCache(inputs, p, c, g, h, xg, BW + BBA)
+    return y, c, g, h, xg, BW + BBA
 
 
-def _backward_per_input(dy: Array, cache: FactoredCache, exact: bool):
-    inputs, p, c, g, h, xg, BV = cache
-    W0, A, B, s = p.W0, p.A, p.B, p.scale
+def _backward_per_input(dy: Array, cache: FactoredCache, exact: bool) -> tuple[Array, ...]:
+    (x, _, mask), (W0, A, B, _, s, *_), c, g, h, xg, BV, *_ = cache
     # y = xg @ W0.T + s * h @ B.T, and h = xg @ A.T
     dh = dy @ (s * B)  # (n, r)
     dy_W0 = dy @ W0  # (n, d_in)
@@ -155,8 +194,10 @@ def _backward_per_input(dy: Array, cache: FactoredCache, exact: bool):
     dA = dh.T @ xg  # (r, d_in)
     dB = dy.T @ (s * h)  # (d_out, r)
     # xg = xm * g, with g = m / c
-    dm = np.einsum("ni,ni->i", inputs.xm, dxg) / c  # (d_in,), Eq. 7
-    dx = inputs.through_mask(dxg * g, dy_W0)
+    dm = np.einsum("ni,ni->i", x if mask is None else x * mask, dxg) / c  # (d_in,), Eq. 7
+    dx = dxg * g  # (n, d_in)
+    if mask is not None:
+        dx = mask * dx + (1 - mask) * dy_W0
     if exact:
         # g = m / ‖V‖ adds V * k to dV (the projection of Eq. 6), hence s * B.T @ (V * k) to dA
         # and s * (V * k) @ A.T to dB
@@ -167,27 +208,42 @@ def _backward_per_input(dy: Array, cache: FactoredCache, exact: bool):
     return dx, dA, dB, dm
 
 
+# Digits: what keeps c right where W0 and s B A, or B and A, cancel
+
+
 def _sum(subscripts: str, a: Array, b: Array) -> Array:
     """Sum of products of two small arrays along r, accumulated in float64."""
     return np.einsum(subscripts, a, b, dtype=np.result_type(a, np.float64))
 
 
-def _norms(
-    p: Weights,
-    eps: float,
-    W0_sq: Array,
-    cross: Array,
-    update_sq: Array,
-    V_of: Callable[[Array], Array],
-) -> Array:
-    """Norms ‖V‖ from ‖W0‖², <W0, s B A> and ‖s B A‖²; densely where those cancel.
+def _lengths(A: Array) -> Array:
+    """The power of two by which to divide each row of A, (r,): 1 unless it is beyond 2^±40.
 
-    V_of(chosen) forms the chosen vectors of V. The sum of squares may be far from exact, or even
-    negative, where V is small beside W0: it is made of terms as large as ‖W0‖².
+    B @ A is the same where B's columns are multiplied by it; products of A with itself then
+    neither overflow nor vanish.
     """
-    positive = W0_sq + update_sq
-    squares = positive + 2 * cross
-    chosen = squares < GUARD * positive
-    if chosen.any():
-        squares[chosen] = squared_norms(V_of(chosen), p.norm_axis)
-    return cast(np.sqrt(squares + eps * eps), p.W0.dtype)
+    _, exponents = np.frexp(np.abs(A).max(1, initial=0))
+    exponents[np.abs(exponents) <= 40] = 0
+    return np.ldexp(np.ones(len(A), A.dtype), exponents)
+
+
+def _cancelled(parts_sq: Array, update_sq: Array) -> bool:
+    """Whether some vector of B @ A is much shorter than what it is a sum of.
+
+    parts_sq: the sum of ‖b_j a_j‖² over the ranks j. ‖B A‖², from a Gram matrix, loses the square
+    of their ratio in digits, and may come out negative.
+    """
+    return not (parts_sq <= CANCELLED * update_sq).all()
+
+
+def update_products(W0: Array, A: Array, B: Array, s: float) -> tuple[Array, Array, Array]:
+    """<w0, s b A> and ‖s b A‖² of each row in float64, (d_out,), and s B A Aᵀ, (d_out, r).
+
+    For a B @ A that cancels inside itself. With Aᵀ = Q R and orthonormal columns of Q, B A is
+    (B Rᵀ) Qᵀ: what cancels does so once, in B Rᵀ, in float64, and ‖b A‖ = ‖b Rᵀ‖ is a sum of
+    squares. For columns of V in place of rows: W0.T, B.T, A.T.
+    """
+    Q, R = np.linalg.qr(cast(A, np.float64).T)  # (d_in, k), (k, r), k the smaller dimension
+    BR = s * (B @ R.T)  # (d_out, k)
+    WQ = W0 @ cast(Q, W0.dtype)  # (d_out, k)
+    return (BR * WQ).sum(1), (BR * BR).sum(1), cast(BR @ R, A.dtype)

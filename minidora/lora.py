@@ -6,14 +6,26 @@ y = x @ (W0 + scale * B @ A).T + bias, with W0 frozen. Forward stands directly a
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
-from ._boundary import Array, Inputs, Weights, cast, floating, layer, number, positive_int, shaped
+from ._boundary import (
+    Array,
+    Edge,
+    Rows,
+    Weights,
+    cast,
+    enter,
+    floating,
+    number,
+    positive_int,
+    shaped,
+)
 
 __all__ = ["LoRAGrads", "init", "lora_backward", "lora_delta", "lora_forward", "scaling"]
 
 
 def init(
-    d_out: int, d_in: int, rank: int, rng: np.random.Generator, dtype=np.float64
+    d_out: int, d_in: int, rank: int, rng: np.random.Generator, dtype: DTypeLike = np.float64
 ) -> tuple[Array, Array]:
     """Start A Kaiming-uniform (a = sqrt 5, as PEFT does) and B at zero, so that B @ A = 0.
 
@@ -42,7 +54,7 @@ def scaling(alpha: float, rank: int, *, rslora: bool = False) -> float:
     return number("alpha", alpha) / (rank**0.5 if rslora else rank)
 
 
-def lora_delta(A: Array, B: Array, scale: float) -> Array:
+def lora_delta(A: ArrayLike, B: ArrayLike, scale: float) -> Array:
     """The update scale * B @ A that LoRA adds to W0 (Eq. 1).
 
     A: (r, d_in); B: (d_out, r). Returns (d_out, d_in) in B's dtype, computed in float32 at least.
@@ -70,33 +82,48 @@ class LoRAGrads(NamedTuple):
 class LoRACache(NamedTuple):
     """What `lora_backward` needs of the forward pass."""
 
-    inputs: Inputs
+    rows: Rows
     weights: Weights
-    h: Array
+    h: Array  # (n, r)
+    edge: Edge
 
 
-def lora_forward(x, W0, A, B, scale, *, bias=None, mask=None) -> tuple[Array, LoRACache]:
+def lora_forward(
+    x: ArrayLike,
+    W0: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    scale: float,
+    *,
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> tuple[Array, LoRACache]:
     """y = x @ W0.T + scale * (x * mask) @ A.T @ B.T + bias (Eq. 1).
 
     x: (..., d_in); W0: (d_out, d_in); A: (r, d_in); B: (d_out, r); bias: (d_out,); mask: like x,
     an inverted-dropout mask on what the adapter sees. Returns y: (..., d_out) in x's dtype, and
     the cache for `lora_backward`. Raises TypeError or ValueError that names the argument.
     """
-    inputs, p = layer(x, W0, A, B, scale, norm_axis="per_output", bias=bias, mask=mask)
-    h = inputs.xm @ p.A.T  # (n, r)
-    y = inputs.x @ p.W0.T + (p.scale * h) @ p.B.T  # (n, d_out)
-    return inputs.output(y), LoRACache(inputs, p, h)
+    rows, layer, edge = enter(x, W0, A, B, scale, bias=bias, mask=mask)
+    (x, bias, mask), (W0, A, B, *_) = rows, layer
+    h = (x if mask is None else x * mask) @ A.T  # (n, r)
+    y = x @ W0.T + (layer.scale * h) @ B.T  # (n, d_out)
+    if bias is not None:
+        y += bias
+    (y,) = edge.leave(y=y)
+    return y, LoRACache(rows, layer, h, edge)
 
 
-def lora_backward(dy: Array, cache: LoRACache) -> LoRAGrads:
+def lora_backward(dy: ArrayLike, cache: LoRACache) -> LoRAGrads:
     """Gradients of `lora_forward`, given dy = dL/dy shaped like y. W0 is frozen and has none."""
-    inputs, p, h = cache
-    dy = inputs.cotangent(dy)  # (n, d_out)
+    (x, bias, mask), (W0, A, B, _, scale, *_), h, edge = cache
+    dy = edge.rows(dy)  # (n, d_out)
     # y = x @ W0.T + scale * h @ B.T + bias
-    dB = dy.T @ (p.scale * h)  # (d_out, r)
-    dh = dy @ (p.scale * p.B)  # (n, r)
-    # h = xm @ A.T, with xm = x * mask
-    dA = dh.T @ inputs.xm  # (r, d_in)
-    dxm = dh @ p.A  # (n, d_in)
-    dx = dy @ p.W0 + (dxm if inputs.mask is None else dxm * inputs.mask)  # (n, d_in)
-    return LoRAGrads(inputs.dx(dx), p.like("A", dA), p.like("B", dB), inputs.dbias(dy))
+    dbias = None if bias is None else dy.sum(0)  # (d_out,)
+    dB = dy.T @ (scale * h)  # (d_out, r)
+    dh = dy @ (scale * B)  # (n, r)
+    # h = (x * mask) @ A.T
+    dA = dh.T @ (x if mask is None else x * mask)  # (r, d_in)
+    dxm = dh @ A  # (n, d_in)
+    dx = dy @ W0 + (dxm if mask is None else dxm * mask)  # (n, d_in)
+    return LoRAGrads(*edge.leave(dx=dx, dA=dA, dB=dB, dbias=dbias))

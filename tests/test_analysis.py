@@ -225,6 +225,18 @@ def test_small_changes_keep_their_digits(norm_axis):
     np.testing.assert_allclose(dense.growth, growth, atol=1e-14)
 
 
+@pytest.mark.parametrize("norm_axis", AXES)
+def test_changes_by_an_adapter_that_cancels_inside_itself(norm_axis):
+    rng = np.random.default_rng(5)
+    W0, a, b = rng.normal(size=(5, 8)), rng.normal(size=(1, 8)), rng.normal(size=(5, 1))
+    A, B = np.concatenate([a, a + 1e-8 * rng.normal(size=a.shape)]), np.hstack([b, -b])
+    A, B = (A, B) if norm_axis == "per_output" else (np.concatenate([a, -a]), b + 1e-8 * B)
+    growth, turn = to_forty_digits(W0, 1e4 * A, 1e3 * B, norm_axis)
+    got = analysis.adapter_changes(W0, 1e4 * A, 1e3 * B, 1.0, norm_axis=norm_axis)
+    np.testing.assert_allclose(got.turn, turn, rtol=1e-6)
+    np.testing.assert_allclose(got.growth, growth, rtol=1e-6)
+
+
 def test_small_changes_keep_their_digits_in_float32():
     rng = np.random.default_rng(5)
     W0 = rng.normal(size=(5, 40)).astype(np.float32)

@@ -217,7 +217,7 @@ def test_arithmetic_runs_in_the_widest_dtype(layer, wide):
     inputs[wide] = inputs[wide].astype("float64")
     y, cache = layer.dora_forward(**inputs, scale=0.7)  # per_output is the default
     assert y.dtype == inputs["x"].dtype
-    assert cache.weights.m.dtype == cache.c.dtype == cache.inputs.x.dtype == np.float64
+    assert cache.weights.m.dtype == cache.c.dtype == cache.rows.x.dtype == np.float64
     grads = layer.dora_backward(case.dy, cache)  # and so is exact
     names = ("x", "A", "B", "m", "bias")
     assert [g.dtype for g in grads] == [inputs[name].dtype for name in names]

@@ -130,7 +130,7 @@ def test_arithmetic_runs_in_the_widest_dtype(wide):
     inputs = CASES[0].astype("float32").inputs
     inputs = {**inputs, wide: inputs[wide].astype("float64")}
     y, cache = lora.lora_forward(**inputs, scale=0.7)
-    assert cache.weights.W0.dtype == cache.inputs.x.dtype == cache.h.dtype == np.float64
+    assert cache.weights.W0.dtype == cache.rows.x.dtype == cache.h.dtype == np.float64
     assert cache.weights.m is None
     assert y.dtype == inputs["x"].dtype
     grads = lora.lora_backward(CASES[0].dy, cache)

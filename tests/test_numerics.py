@@ -198,3 +198,60 @@ def test_a_numpy_scalar_does_not_promote_float32(layer, norm_axis):
     inputs, dy = arguments(norm_axis, dtype="float32")
     found = run(layer, inputs, dy, norm_axis, scale=np.float64(0.7), eps=np.float64(1e-12))
     assert {a.dtype for a in found.values()} == {np.dtype("float32")}
+
+
+# --- B @ A that cancels inside itself ----------------------------------------------------------
+
+
+def cancelling(norm_axis, kappa, dtype, length=1.0):
+    """A layer whose update is about `kappa` times shorter than the parts it is a sum of."""
+    rng = np.random.default_rng(5)
+    d_out, d_in, n = 48, 64, 8
+    a, b = rng.normal(size=(2, d_in)), rng.normal(size=(d_out, 2))
+    if norm_axis == "per_output":  # the rows of A nearly equal, and B's columns opposite
+        A, B = np.concatenate([a, a + rng.normal(size=a.shape) / kappa]), np.hstack([b, -b])
+    else:
+        A, B = np.concatenate([a, -a]), np.hstack([b, b + rng.normal(size=b.shape) / kappa])
+    inputs = {
+        "x": rng.normal(size=(n, d_in)),
+        "W0": rng.normal(size=(d_out, d_in)),
+        "A": A * kappa**0.5 * length,
+        "B": B * kappa**0.5 / length,
+        "m": rng.normal(size=d_out if norm_axis == "per_output" else d_in),
+    }
+    inputs = {name: array.astype(dtype) for name, array in inputs.items()}
+    return inputs, rng.normal(size=(n, d_out)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kappa", [1.0, 10.0, 1e2, 1e3, 1e4])
+def test_an_update_that_cancels_inside_itself(layer, norm_axis, kappa, dtype):
+    """The error grows with κ = ‖A‖‖B‖ / ‖BA‖ as the textbook's does, not with its square."""
+    inputs, dy = cancelling(norm_axis, kappa, dtype)
+    wide = {name: array.astype(np.longdouble) for name, array in inputs.items()}
+    settings = {"scale": 1.0, "norm_axis": norm_axis}
+    _, expected_cache = dora.dora_forward(**wide, **settings)
+    expected = run(dora, wide, dy.astype(np.longdouble), norm_axis, scale=1.0)
+    _, cache = layer.dora_forward(**inputs, **settings)
+    eps = np.finfo(dtype).eps
+    assert relative_error(cache.c.ravel(), expected_cache.c.ravel()) < (10 + 2 * kappa) * eps
+    for name, array in run(layer, inputs, dy, norm_axis, scale=1.0).items():
+        assert relative_error(array, expected[name]) < (50 + 4 * kappa) * eps, name
+
+
+@pytest.mark.parametrize("length", [1e20, 1e-20, 1e30])
+def test_an_adapter_of_extreme_lengths(layer, norm_axis, length):
+    """A · 1e20 with B / 1e20 is the same update, and float32 holds both."""
+    inputs, dy = cancelling(norm_axis, 10.0, "float32", length)
+    expected = in_float64(inputs, dy, norm_axis, scale=1.0)
+    for name, array in run(layer, inputs, dy, norm_axis, scale=1.0).items():
+        assert relative_error(array, expected[name]) < 1e-5, name
+
+
+def test_the_example_that_lost_its_norm(layer, norm_axis):
+    W0, A = np.eye(2, 3, dtype="f4"), np.array([[100, 37, 11], [100, 37.01, 11]], "f4")
+    B = np.array([[30, -30], [20, -20]], "f4")
+    m = np.ones(2 if norm_axis == "per_output" else 3, "f4")
+    _, cache = layer.dora_forward(np.eye(3, dtype="f4"), W0, A, B, m, 1.0, norm_axis=norm_axis)
+    expected = norms(W0.astype("f8") + B.astype("f8") @ A.astype("f8"), norm_axis)
+    np.testing.assert_allclose(cache.c.ravel(), expected, rtol=2e-4)

@@ -138,40 +138,42 @@ def adapter_changes(
 
     W0: (d_out, d_in); A: (r, d_in); B: (d_out, r); m: (d_out,) or (d_in,). With D = scale * B @ A,
     a vector's turn depends on v · w0 and on the part of D at a right angle to w0; both come from
-    W0 @ A.T, or B.T @ W0, and products of A and B alone, as in `factored`. One pass over W0,
-    `block` rows at a time, so W0 may lie in a file (`checkpoint.load(memory_map=True)`); vectors
-    that W0 and D nearly cancel in are then taken up once more, densely.
+    products of W0, or its transpose, with at most r columns, as in `factored.update_products`. One
+    pass over W0, `block` rows at a time, so W0 may lie in a file
+    (`checkpoint.load(memory_map=True)`); vectors that W0 and D nearly cancel in are then taken up
+    once more, densely.
     """
-    m = ... if m is None else m
-    given = weights(W0, A, B, scale, m=m, norm_axis=norm_axis, compute=None)
+    given, _ = weights(W0, A, B, scale, m=... if m is None else m, norm_axis=norm_axis, least=None)
     W0, A, B = given.W0, cast(given.A, np.float64), cast(given.B, np.float64)
-    s, axis = given.scale, given.axis
+    s, axis, m = given.scale, given.axis, None if m is None else given.m.reshape(-1)
     size = W0.shape[1 - axis]
+    # D = D_small @ Q.T (rows) or Q @ D_small (columns), with orthonormal columns of Q: lengths and
+    # products of D's vectors with w0 are those of D_small's, also where B @ A cancels inside itself
+    Q, R = np.linalg.qr(A.T if axis == 1 else B)
+    D_small = s * (B @ R.T if axis == 1 else R @ A)  # (d_out, k) or (k, d_in)
     W0_sq, D_W0 = np.zeros(size), np.zeros(size)  # ‖w0‖² and d · w0 of every vector
-    BW0 = np.zeros(A.shape) if axis == 0 else None
+    QW0 = np.zeros((Q.shape[1], size))
     for first in range(0, len(W0), positive_int("block", block)):
         rows = slice(first, first + block)
         part = cast(W0[rows], np.float64)  # (block, d_in)
         if axis == 1:
             W0_sq[rows] = np.einsum("oi,oi->o", part, part)
-            D_W0[rows] = s * (B[rows] * (part @ A.T)).sum(1)
+            D_W0[rows] = (D_small[rows] * (part @ Q)).sum(1)
         else:
             W0_sq += np.einsum("oi,oi->i", part, part)
-            BW0 += B[rows].T @ part  # (r, d_in)
+            QW0 += Q[rows].T @ part  # (k, d_in)
     if axis == 0:
-        D_W0 = s * (A * BW0).sum(0)
-        D_sq = s * s * (A * ((B.T @ B) @ A)).sum(0)
-    else:
-        D_sq = s * s * (B * (B @ (A @ A.T))).sum(1)
-    found = _from_products(W0_sq, D_W0, D_sq, given.m)
+        D_W0 = (D_small * QW0).sum(0)
+    D_sq = np.square(D_small).sum(axis)
+    changed = _from_products(W0_sq, D_W0, D_sq, m)
     cancelled = W0_sq + 2 * D_W0 + D_sq < GUARD * (W0_sq + D_sq)
     if cancelled.any():
         rows, columns = (cancelled, slice(None)) if axis == 1 else (slice(None), cancelled)
         part = cast(W0[rows, columns], np.float64)
         exact = changes(part, part + s * B[rows] @ A[:, columns], norm_axis)
-        for array, values in zip(found, _scaled(exact, given.m, cancelled), strict=True):
+        for array, values in zip(changed, _scaled(exact, m, cancelled), strict=True):
             array[cancelled] = values
-    return found
+    return changed
 
 
 def _from_products(W0_sq: Array, D_W0: Array, D_sq: Array, m: Array | None) -> Changes:
