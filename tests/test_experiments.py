@@ -9,17 +9,10 @@ import numpy as np
 import pytest
 
 from minidora import nn, training
-from minidora.experiments import (
-    configs,
-    networks,
-    runs,
-    store,
-    summaries,
-    tables,
-    verify,
-    watching,
-)
+from minidora.experiments import networks, runs, store, summaries, tables, verify, watching
 from minidora.experiments.__main__ import main
+from minidora.experiments.experiment import Experiment
+from minidora.experiments.registry import EXPERIMENTS
 
 MISSING = [name for name in ("tqdm", "sklearn", "safetensors", "scipy") if not find_spec(name)]
 pytestmark = pytest.mark.skipif(
@@ -34,7 +27,7 @@ TINY = {
 TINY_MLP = {**networks.MLP, "sizes": [64, 8, 10], "pretrain_steps": 4, "tune_steps": 4}
 
 
-def tiny(short=False):
+def tiny():
     low = {"method": "lora", "targets": ["q"], "rank": 2, "alpha": 4}
     return {
         "networks": {"transformer": TINY},
@@ -54,7 +47,8 @@ def tiny(short=False):
 
 @pytest.fixture
 def tiny_sweep(monkeypatch):
-    monkeypatch.setitem(configs.EXPERIMENTS, "sweep", tiny)
+    shared = summaries.by_rate, tables.by_rate_table
+    monkeypatch.setitem(EXPERIMENTS, "sweep", Experiment("sweep", "", tiny, *shared))
 
 
 def test_a_killed_run_keeps_its_finished_seeds(tiny_sweep, tmp_path, monkeypatch):
@@ -152,7 +146,7 @@ def test_the_rate_is_chosen_on_one_split_and_the_loss_reported_on_the_other():
         "0": {"a1": result(3.0, 1.0), "a2": result(2.0, 5.0), "a3": {"trained": 7, "diverged": ""}},
         "1": {"a1": result(3.0, 1.0), "a2": result(2.0, 7.0), "a3": result(0.1, 0.1)},
     }
-    found = summaries.summary("sweep", config, seeds)["a"]
+    found = EXPERIMENTS["sweep"].summed_up(config, seeds)["a"]
     assert (found["rate"], found["test"]["mean"], found["each seed"]) == (2, 6.0, [5.0, 7.0])
     assert found["test by rate"] == [[1.0, 5.0, None], [1.0, 7.0, 0.1]]
     assert found["at the edge"] is False
@@ -162,9 +156,9 @@ def test_the_rate_is_chosen_on_one_split_and_the_loss_reported_on_the_other():
     config["against"] = {"a": "b"}
     for runs_of_seed, loss in zip(seeds.values(), (4.5, 6.0), strict=True):
         runs_of_seed["b1"] = result(1.0, loss)
-    found = summaries.summary("sweep", config, seeds)
+    found = EXPERIMENTS["sweep"].summed_up(config, seeds)
     assert found["a"]["against"] == "b" and found["a"]["difference"]["mean"] == 0.75
-    assert "difference" not in found["b"] and "+0.750 [" in tables.by_rate(found)
+    assert "difference" not in found["b"] and "+0.750 [" in tables.by_rate_table(found)
 
 
 def test_figure_3_compares_where_the_losses_meet():
@@ -173,7 +167,7 @@ def test_figure_3_compares_where_the_losses_meet():
     fast = {"steps": [1, 2, 3, 4], "names": names, "choose_loss": [3.0, 2.0, 1.5, 1.0]}
     moved = {"dM": [[1.0], [2.0], [3.0], [4.0]], "dD": [[0.1], [0.2], [0.3], [0.4]]}
     seeds = {"0": {"LoRA": {"recording": slow | moved}, "DoRA": {"recording": fast | moved}}}
-    found = summaries.summary("figure3", {"runs": {"LoRA": {}, "DoRA": {}}}, seeds)
+    found = EXPERIMENTS["figure3"].summed_up({"runs": {"LoRA": {}, "DoRA": {}}}, seeds)
     assert [found["runs"][m]["step"]["mean"] for m in ("LoRA", "DoRA")] == [3, 2]
     assert found["DoRA over LoRA"]["dM"]["mean"] == pytest.approx(2 / 3, rel=1e-4)
     assert found["largest gap of the losses"] == pytest.approx(0.005, rel=1e-3)
@@ -259,10 +253,10 @@ def test_verify_finds_a_figure_that_was_changed(tiny_sweep, tmp_path):
     path.write_text(store.as_text(results), encoding="utf-8")
     with pytest.raises(ValueError, match=r"sweep.json: the summary is not what the seeds"):
         verify.verify(path, progress=False)
-    results["summary"] = summaries.summary("sweep", results["config"], results["seeds"])
+    results["summary"] = EXPERIMENTS["sweep"].summed_up(results["config"], results["seeds"])
     path.write_text(store.as_text(results), encoding="utf-8")
     wrong = [one for one in verify.verify(path, seed=1, progress=False) if not one.ok]
-    assert [(one.run, one.figure) for one in wrong] == [(run, "loss")]
+    assert [difference.name for difference in wrong] == [f"{run}: loss"]
     assert main(["verify", str(path), "--seed", "1"]) == 1
     assert main(["verify", str(path), "--seed", "0"]) == 0
     with pytest.raises(ValueError, match="expected a seed among .* got 7"):
@@ -292,7 +286,7 @@ def test_results_that_do_not_belong_are_refused(tiny_sweep, tmp_path, monkeypatc
     path.unlink()
     store.run("sweep", path, seeds=1, progress=False)
     kept = path.read_bytes()
-    monkeypatch.setitem(configs.EXPERIMENTS, "figure3", tiny)
+    monkeypatch.setitem(EXPERIMENTS, "figure3", EXPERIMENTS["sweep"])
     with pytest.raises(ValueError, match="sweep.json: expected results of figure3"):
         store.run("figure3", path)
     monkeypatch.setattr(store, "versions", lambda: {"numpy": "0"})
@@ -328,28 +322,24 @@ def test_what_is_not_installed_is_named_with_its_command(tmp_path, monkeypatch, 
 
 def test_every_experiment_has_committed_results():
     names = {path.stem for path in COMMITTED}
-    assert names == set(configs.EXPERIMENTS) | {"figure2_short"}
+    assert names == set(EXPERIMENTS) | {"figure2_short"}
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_committed_results_are_of_todays_configuration_and_stand_in_their_readme(path):
-    results = store.read(path)
-    config = json.loads(json.dumps(configs.EXPERIMENTS[results["experiment"]](*_short(path))))
-    assert results["config"] == config
-    assert list(results["seeds"]) == [str(s) for s in range(max(config["seeds"].values()))]
-    for seed, found in results["seeds"].items():
-        assert list(found) == store.runs_of(config, int(seed))
-    fresh = summaries.summary(results["experiment"], config, results["seeds"])
-    assert json.loads(json.dumps(fresh)) == results["summary"]
+    results, short = store.read(path), path.stem.endswith("_short")
+    experiment = EXPERIMENTS[results["experiment"]]
+    config = experiment.configured(short=short)
+    assert results["config"] == config and list(results["config"]["runs"]) == list(config["runs"])
+    assert {seed: list(figures) for seed, figures in results["seeds"].items()} == store.asked(
+        config
+    )
+    summary = experiment.summed_up(config, results["seeds"])
+    assert json.loads(json.dumps(summary)) == results["summary"]
     readme = (RESULTS / "README.md").read_text(encoding="utf-8")
-    assert tables.table(results) in readme
-    short = " --short" if _short(path)[0] else ""
-    command = f"python -m minidora.experiments {results['experiment']}{short} --out"
+    assert store.table(results) in readme
+    command = f"python -m minidora.experiments {experiment.name}{' --short' if short else ''} --out"
     assert f"{command} lessons/results/{path.name}`" in readme
-
-
-def _short(path):
-    return (path.stem.endswith("_short"),)
 
 
 def test_the_committed_short_figure_2_verifies():

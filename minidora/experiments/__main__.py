@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 from .. import training
-from .configs import EXPERIMENTS
-from .store import read, run
-from .tables import table
+from .registry import EXPERIMENTS
+from .store import read, run, table
 from .verify import verify
 
 
@@ -18,8 +17,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m minidora.experiments", description="The paper's figures, at a small size."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, config in EXPERIMENTS.items():
-        command = commands.add_parser(name, help=config.__doc__)
+    for name, experiment in EXPERIMENTS.items():
+        command = commands.add_parser(name, help=experiment.about)
         command.add_argument("--seeds", type=int, metavar="N", help="how many, for every network")
         command.add_argument("--out", type=Path, metavar="FILE", help=f"default {name}.json")
         command.add_argument("--jobs", type=int, default=os.cpu_count(), help="default: all cores")
@@ -55,7 +54,7 @@ def run_verify(path: Path, seed: int | None) -> int:
     compared = verify(path, seed=seed)
     for one in compared:
         mark = "ok" if one.ok else "DIFFERS"
-        print(f"{one.run:<40} {one.figure:<24} {one.error:8.1e} of {one.tolerance:.0e}  {mark}")
+        print(f"{one.name:<60} {one.error:8.1e} of {one.tolerance:.0e}  {mark}")
     worst = sum(not one.ok for one in compared)
     print(f"{path}: {len(compared)} figures, {worst} differ" if worst else f"{path}: all agree")
     return 1 if worst else 0

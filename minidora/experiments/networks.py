@@ -5,15 +5,20 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .. import nn, training
-from ..nn.layer import Layer
 from ..nn.losses import IGNORED
 from ..training import checkpoint, data
+from ..training.optim import Optimizer
 
-TRANSFORMER = {
+Settings = dict[str, Any]
+Model = Any
+"""An `nn.Transformer` or `nn.MLP`, plain or adapted."""
+
+TRANSFORMER: Settings = {
     "kind": "transformer",
     "task": "female",  # first names of women, after surnames
     "d": 32,
@@ -29,7 +34,7 @@ TRANSFORMER = {
     "choose": 400,  # names to choose learning rates by
     "test": 600,  # names to report
 }
-MLP = {
+MLP: Settings = {
     "kind": "mlp",
     "task": "rotated",  # digits turned by 90°, after upright ones
     "sizes": [64, 128, 128, 128, 10],
@@ -54,29 +59,33 @@ class Task:
     loss: Callable
 
 
-def task(network: dict, kind: str, seed: int) -> Task:
+def rows(part: tuple, wanted: slice) -> tuple:
+    """Some rows of all arrays of a part of the data, a NamedTuple of the same type or a tuple."""
+    return getattr(type(part), "_make", tuple)(array[wanted] for array in part)
+
+
+def task(network: Settings, kind: str, seed: int) -> Task:
     """The data of one seed: kind is the network's "task", or what it is pretrained on."""
     rng = np.random.default_rng(seed)
-    held = network["choose"] + network["test"]
+    n, held = network["choose"], network["choose"] + network["test"]
     if network["kind"] == "transformer":
         words = [name for name in data.names(kind) if len(name) < network["length"]]
         rng.shuffle(words)
         encoded = data.encode(words, network["length"])
-        parts = (slice(held, None), slice(network["choose"]), slice(network["choose"], held))
-        return Task(
-            *(data.Words(*(a[part] for a in encoded)) for part in parts), nn.language_modelling
-        )
+        parts = (slice(held, None), slice(n), slice(n, held))
+        train, choose, test = (rows(encoded, part) for part in parts)
+        return Task(train, choose, test, nn.language_modelling)
     split = data.digits(kind, angle=90, seed=seed, test=network["test"])
-    n = network["choose"]
-    train, choose = (split.x[n:], split.y[n:]), (split.x[:n], split.y[:n])
+    images = (split.x, split.y)
+    train, choose = rows(images, slice(n, None)), rows(images, slice(n))
     return Task(train, choose, (split.x_test, split.y_test), nn.classification)
 
 
-def judge(model: Layer, part: tuple) -> dict[str, float]:
+def judge(model: Model, part: tuple) -> dict[str, float]:
     """Mean cross-entropy of a model on part of the data, and its share of right answers."""
-    if isinstance(part, data.Words):
-        logits, _ = model.forward(part.tokens, padding=part.padding)
-        targets = part.targets
+    if isinstance(model, nn.Transformer):
+        tokens, targets, padding = part
+        logits, _ = model.forward(tokens, padding=padding)
     else:
         x, targets = part
         logits, _ = model.forward(x)
@@ -84,21 +93,23 @@ def judge(model: Layer, part: tuple) -> dict[str, float]:
     return {"loss": nn.cross_entropy(logits, targets)[0], "accuracy": float(right.mean())}
 
 
-def pretrained(network: dict, seed: int, folder: Path | None = None) -> Layer:
+def pretrained(network: Settings, seed: int, folder: Path | None = None) -> Model:
     """The base of one seed, from `folder` if it was pretrained before, and kept there if not."""
-    settings = {k: v for k, v in network.items() if k not in ("task", "tune_steps")}
-    told = json.dumps({**settings, "seed": seed}, sort_keys=True)
-    name = f"{network['kind']}-{seed}-{hashlib.sha256(told.encode()).hexdigest()[:12]}.safetensors"
+    settings = {key: value for key, value in network.items() if key not in ("task", "tune_steps")}
+    text = json.dumps({**settings, "seed": seed}, sort_keys=True)
+    name = f"{network['kind']}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
     file = None if folder is None else Path(folder) / name
     if file is not None and file.exists():
         return checkpoint.load(file).model
     rng = np.random.default_rng(seed)
+    model: Model
     if network["kind"] == "transformer":
         sizes = {key: network[key] for key in ("d", "heads", "depth", "length")}
         model = nn.Transformer.init(data.VOCABULARY, rng=rng, **sizes)
+        first = task(network, "surnames", seed)
     else:
         model = nn.MLP.init(network["sizes"], rng)
-    first = task(network, "surnames" if network["kind"] == "transformer" else "none", seed)
+        first = task(network, "none", seed)
     optimizer = training.AdamW(weight_decay=network["pretrain_weight_decay"])
     steps, rate = network["pretrain_steps"], network["pretrain_rate"]
     train(model, network, first, steps, rate, rng, optimizer)
@@ -109,11 +120,19 @@ def pretrained(network: dict, seed: int, folder: Path | None = None) -> Layer:
 
 
 def train(
-    model: Layer, network: dict, on: Task, steps: int, rate: float, rng, optimizer, **more
+    model: Model,
+    network: Settings,
+    on: Task,
+    steps: int,
+    rate: float,
+    rng: np.random.Generator,
+    optimizer: Optimizer,
+    **watching: Any,
 ) -> training.History:
     """Train what trains; the rate rises over a tenth of the steps, then falls in a line.
 
-    Raises KeyboardInterrupt where `fit` was interrupted: half a training is no result.
+    watching: `evaluate`, `every` and `callbacks` of `training.fit`. Raises KeyboardInterrupt where
+    `fit` was interrupted: half a training is no result.
     """
     history = training.fit(
         model,
@@ -124,7 +143,7 @@ def train(
         rate=training.linear(rate, steps, warmup=steps // 10),
         clip=network["clip"],
         progress=False,
-        **more,
+        **watching,
     )
     if history.interrupted:
         raise KeyboardInterrupt

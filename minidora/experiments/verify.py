@@ -1,15 +1,15 @@
 """Holding a file of results against a fresh run of one of its seeds."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .networks import pretrained
-from .runs import measure, rounded
-from .store import read, runs_of
-from .summaries import summary
+from .registry import EXPERIMENTS
+from .runs import Figures, measure
+from .store import finished, read
 
 TOLERANCES = {
     "loss": 2e-3,
@@ -25,11 +25,10 @@ little between BLAS builds."""
 CORRELATION = 0.05  # absolute, for everything else: correlations, and ratios about 1
 
 
-class Comparison(NamedTuple):
+class Difference(NamedTuple):
     """One kind of figure of one run: the largest error over the lists of it, and its tolerance."""
 
-    run: str
-    figure: str
+    name: str  # "run: kind of figure"
     error: float
     tolerance: float
 
@@ -39,45 +38,45 @@ class Comparison(NamedTuple):
         return self.error <= self.tolerance
 
 
-def verify(path: Path, *, seed: int | None = None, progress: bool = True) -> list[Comparison]:
+def verify(path: Path, *, seed: int | None = None, progress: bool = True) -> list[Difference]:
     """Run one seed of a file anew, pretraining included, and compare every figure of it.
 
-    seed: the first of the file unless given. Raises ValueError that names the file where its
-    summary is not what its seeds come to, or the seed is not in it.
+    seed: the first of the file unless given. Raises ValueError that names the file where the run
+    was interrupted, the summary is not what the seeds come to, or the seed is not in it; and
+    KeyboardInterrupt as it comes, for nothing is written.
     """
     from tqdm.auto import tqdm
 
     results = read(path)
-    seeds, config = results["seeds"], results["config"]
-    key = str(seed) if seed is not None else min(seeds, key=int, default="none")
+    config = results["config"]
+    try:
+        seeds = finished(results)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    key = next(iter(seeds)) if seed is None else str(seed)
     if key not in seeds:
-        raise ValueError(f"{path}: expected a seed among {sorted(seeds)}, got {key}")
-    if rounded(summary(results["experiment"], config, seeds)) != results["summary"]:
+        raise ValueError(f"{path}: expected a seed among {list(seeds)}, got {key}")
+    if EXPERIMENTS[results["experiment"]].summed_up(config, seeds) != results["summary"]:
         raise ValueError(f"{path}: the summary is not what the seeds in the file come to")
-    names = runs_of(config, int(key))
-    if names != list(seeds[key]):
-        raise ValueError(f"{path}: expected the runs {names} of seed {key}, got {list(seeds[key])}")
-    found = []
+    differences = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in tqdm(names, desc=f"seed {key}", disable=not progress, leave=False):
+        bar = tqdm(seeds[key].items(), desc=f"seed {key}", disable=not progress, leave=False)
+        for name, kept in bar:
             settings = config["runs"][name]
             network = config["networks"][settings["network"]]
-            pretrained(network, int(key), Path(folder))
-            fresh = measure(network, settings, int(key), Path(folder))
-            found += compare(name, fresh, seeds[key][name])
-    return found
+            differences += compare(name, measure(network, settings, int(key), Path(folder)), kept)
+    return differences
 
 
-def compare(run: str, fresh: dict, kept: dict) -> list[Comparison]:
+def compare(run: str, fresh: Figures, kept: Figures) -> list[Difference]:
     """Each kind of figure of a run, fresh against kept."""
     worst: dict[str, float] = {}
-    for path, a, b in _leaves(fresh, kept, ("result",)):
-        figure = next(part for part in reversed(path) if isinstance(part, str))
-        relative = figure in TOLERANCES
-        worst[figure] = max(worst.get(figure, 0.0), _error(a, b, relative), key=_nan_last)
+    for kind, a, b in _leaves(fresh, kept, "result"):
+        error = _error(a, b, relative=kind in TOLERANCES)
+        worst[kind] = max(worst.get(kind, 0.0), error, key=_nan_last)
     return [
-        Comparison(run, figure, error, TOLERANCES.get(figure, CORRELATION))
-        for figure, error in worst.items()
+        Difference(f"{run}: {kind}", error, TOLERANCES.get(kind, CORRELATION))
+        for kind, error in worst.items()
     ]
 
 
@@ -85,16 +84,16 @@ def _nan_last(error: float) -> float:
     return np.inf if np.isnan(error) else error
 
 
-def _leaves(a, b, path: tuple):
-    """(path, one figure or list of figures, the other): lists of numbers are taken whole."""
+def _leaves(a: Any, b: Any, kind: str) -> Iterator[tuple[str, Any, Any]]:
+    """(kind of figure, a figure or list of figures, the other): lists of numbers whole."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         for key in a:
-            yield from _leaves(a[key], b[key], (*path, key))
+            yield from _leaves(a[key], b[key], key)
     else:
-        yield path, a, b
+        yield kind, a, b
 
 
-def _error(a, b, relative: bool) -> float:
+def _error(a: Any, b: Any, *, relative: bool) -> float:
     """Largest difference; NaN where the two are not figures of the same shape."""
     if a == b:
         return 0.0
