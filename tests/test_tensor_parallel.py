@@ -1,5 +1,8 @@
 """The split layer equals the whole one, and sends what is said and nothing else."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,11 @@ N, D_OUT, D_IN, R = 5, 12, 8, 3
 
 def arguments(axis):
     rng = np.random.default_rng(0)
-    shapes = {"x": (N, D_IN), "W0": (D_OUT, D_IN), "A": (R, D_IN), "B": (D_OUT, R)}
+    shapes = {"W0": (D_OUT, D_IN), "A": (R, D_IN), "B": (D_OUT, R)}
     a = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     a["m"] = rng.normal(size=D_OUT if axis == "per_output" else D_IN)
-    return a, rng.normal(size=D_OUT), rng.normal(size=(N, D_OUT))
+    a["scale"] = 0.7
+    return a, rng.normal(size=(N, D_IN)), rng.normal(size=D_OUT), rng.normal(size=(N, D_OUT))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -26,25 +30,23 @@ def arguments(axis):
 @pytest.mark.parametrize("mode", ["exact", "detached"])
 @pytest.mark.parametrize("biased", [True, False])
 def test_the_split_layer_equals_the_whole(workers, by, axis, mode, biased):
-    a, bias, dy = arguments(axis)
+    a, x, bias, dy = arguments(axis)
     bias = bias if biased else None
-    y0, cache0 = dora.dora_forward(**a, scale=0.7, bias=bias, norm_axis=axis)
+    y0, cache0 = dora.dora_forward(x, **a, bias=bias, norm_axis=axis)
     expected = dora.dora_backward(dy, cache0, norm_grad=mode)
-    wire = tensor_parallel.Wire()
-    parts = tensor_parallel.split(a["W0"], a["A"], a["B"], a["m"], workers, by, axis)
-    more = {"by": by, "norm_axis": axis, "bias": bias, "wire": wire}
-    y, cache = tensor_parallel.dora_forward(a["x"], parts, 0.7, **more)
-    found = tensor_parallel.dora_backward(dy, cache, norm_grad=mode, wire=wire)
+    team = tensor_parallel.split(**a, workers=workers, by=by, norm_axis=axis)
+    y, cache = tensor_parallel.dora_forward(x, team, bias=bias)
+    grads = tensor_parallel.dora_backward(dy, cache, norm_grad=mode)
     np.testing.assert_allclose(y, y0, rtol=0, atol=1e-10 * np.abs(y0).max())
     for name in expected._fields:
-        a1, a0 = getattr(found, name), getattr(expected, name)
+        a1, a0 = getattr(grads, name), getattr(expected, name)
         if a0 is None:
             assert a1 is None
         else:
             assert a1.shape == a0.shape
             assert np.abs(a1 - a0).max() <= 1e-10 * np.abs(a0).max(), name
     counted = tensor_parallel.counted(D_OUT, D_IN, R, N, by, axis)
-    assert wire.sent == (counted if workers > 1 else {})
+    assert team.sent == (counted if workers > 1 else {})
 
 
 @pytest.mark.parametrize("by", tensor_parallel.SPLITS)
@@ -59,30 +61,35 @@ def test_dora_sends_vectors_and_r_by_r_products_alone(by, axis):
 
 
 def test_workers_hold_their_parts_alone():
-    a, _, _ = arguments("per_output")
-    parts = tensor_parallel.split(a["W0"], a["A"], a["B"], a["m"], 4, "rows")
-    assert [part.W0.shape for part in parts] == [(3, 8)] * 4 and parts[0].m.shape == (3,)
+    a, *_ = arguments("per_output")
+    team = tensor_parallel.split(**a, workers=4, by="rows")
+    assert [w.W0.shape for w in team.workers] == [(3, 8)] * 4 and team.workers[0].m.shape == (3,)
     with pytest.raises(ValueError, match="workers: expected a divisor of 12, got 5"):
-        tensor_parallel.split(a["W0"], a["A"], a["B"], a["m"], 5, "rows")
+        tensor_parallel.split(**a, workers=5, by="rows")
     with pytest.raises(ValueError, match="by: expected 'rows' or 'columns', got 'blocks'"):
-        tensor_parallel.split(a["W0"], a["A"], a["B"], a["m"], 2, "blocks")
+        tensor_parallel.split(**a, workers=2, by="blocks")
 
 
-def test_a_norm_that_is_not_added_up_would_be_seen():
+def test_a_norm_that_is_not_added_up_would_be_seen(monkeypatch):
     """The classic mistake, planted: each worker takes the norm of its own part."""
-    a, bias, _ = arguments("per_output")
+    a, x, bias, _ = arguments("per_output")
+    y0, _ = dora.dora_forward(x, **a, bias=bias)
+    total = tensor_parallel.Team.total
 
-    class Mute(tensor_parallel.Wire):
-        def total(self, name, parts):
-            return parts[0] if name == "norm" else super().total(name, parts)
+    def mute(team, name, parts):
+        return parts[0] if name == "norm" else total(team, name, parts)
 
-    y0, _ = dora.dora_forward(**a, scale=0.7, bias=bias)
-    parts = tensor_parallel.split(a["W0"], a["A"], a["B"], a["m"], 2, "columns")
-    y, _ = tensor_parallel.dora_forward(a["x"], parts, 0.7, by="columns", bias=bias, wire=Mute())
+    monkeypatch.setattr(tensor_parallel.Team, "total", mute)
+    team = tensor_parallel.split(**a, workers=2, by="columns")
+    y, _ = tensor_parallel.dora_forward(x, team, bias=bias)
     assert np.abs(y - y0).max() > 0.05 * np.abs(y0).max()
 
 
-def test_the_page_is_what_the_command_prints():
+def test_the_page_says_how_it_is_written_and_is_that():
     page = Path(__file__).parent.parent / "lessons" / "results" / "tensor_parallel.md"
-    assert page.read_text(encoding="utf-8") == tensor_parallel.page()
+    text = page.read_text(encoding="utf-8")
+    assert text == tensor_parallel.page()
+    code = re.search(r'`python -c "(.*)"`', text)[1]
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert printed.decode("utf-8") == text
     assert tensor_parallel._bytes({"dx": 10, "dA": 3, "norm": 2}).tolist() == [20, 12, 8]
