@@ -345,6 +345,31 @@ def test_correlate_where_it_has_nothing_to_say():
         analysis.correlate(np.arange(3.0), np.arange(4.0))
 
 
+@pytest.mark.parametrize("power", [-300, -82, -9, 9, 160, 300])
+def test_correlate_at_any_scale(power):
+    """Values near 1e160 once gave r = 0, near 1e-82 a ZeroDivisionError."""
+    rng = np.random.default_rng(13)
+    x, y = rng.normal(size=(2, 9)) + 0.3
+    plain = analysis.correlate(x, y)
+    scaled = analysis.correlate(x * 10.0**power, y * 10.0**power)
+    assert scaled[:6] == pytest.approx(plain[:6], rel=1e-12)
+    assert scaled.intercept / 10.0**power == pytest.approx(plain.intercept, rel=1e-12)
+    mixed = analysis.correlate(x * 1e-150, y * 1e150)
+    assert mixed.r == pytest.approx(plain.r) and mixed.slope / 1e300 == pytest.approx(plain.slope)
+    assert analysis.correlate(np.array([0.0, 5e-324]), np.array([1.7e308, 0.0])).r == -1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_correlate_refuses_what_is_no_number(bad):
+    """NaN once gave r = -1 with the interval [-1, -1]."""
+    good, spoilt = np.arange(5.0), np.array([1, bad, 3, 4, 5])
+    for function, first, second in ((analysis.correlate, "x", "y"), (analysis.spearman, "a", "b")):
+        with pytest.raises(ValueError, match=f"{first}: expected finite values, got 1"):
+            function(spoilt, good)
+        with pytest.raises(ValueError, match=f"{second}: expected finite values, got 1"):
+            function(good, spoilt)
+
+
 def test_least_significant_is_where_the_interval_touches_zero():
     for n in (5, 6, 24, 100):
         r = analysis.least_significant(n)

@@ -1,7 +1,11 @@
 """The paper's figures as commands: resumable, reproducible, honest about what they chose by."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,7 +52,7 @@ def tiny():
 @pytest.fixture
 def tiny_sweep(monkeypatch):
     shared = summaries.by_rate, tables.by_rate_table
-    monkeypatch.setitem(EXPERIMENTS, "sweep", Experiment("sweep", "", tiny, *shared))
+    monkeypatch.setitem(EXPERIMENTS, "sweep", Experiment("sweep", tiny, *shared))
 
 
 def test_a_killed_run_keeps_its_finished_seeds(tiny_sweep, tmp_path, monkeypatch):
@@ -66,6 +70,11 @@ def test_a_killed_run_keeps_its_finished_seeds(tiny_sweep, tmp_path, monkeypatch
         store.run("sweep", path, progress=False)
     kept = store.read(path)
     assert list(kept["seeds"]) == ["0"] and kept["summary"] == {} and measured == [0] * 4 + [1]
+    unfinished = "sweep was interrupted, 1 of 2 seeds are there; run it again to go on"
+    with pytest.raises(ValueError, match=unfinished):  # once a KeyError
+        store.table(kept)
+    with pytest.raises(ValueError, match=f"sweep.json: {unfinished}"):  # once "the summary is not"
+        verify.verify(path, progress=False)
     measured.clear()
     monkeypatch.setattr(store, "measure", lambda *a: (measured.append(a[2]), runs.measure(*a))[1])
     results = store.run("sweep", path, progress=False)
@@ -73,8 +82,14 @@ def test_a_killed_run_keeps_its_finished_seeds(tiny_sweep, tmp_path, monkeypatch
     assert results == store.read(path) and results["seconds"] > kept["seconds"]
     assert set(results["summary"]) == {"LoRA", "DoRA"}
     measured.clear()
-    assert store.run("sweep", path, seeds=1, progress=False)["seeds"] == results["seeds"]
-    assert measured == []
+    one = store.run("sweep", path, seeds=1, progress=False)
+    assert one["seeds"] == results["seeds"] and measured == []  # the other seed is kept
+    assert one["config"]["seeds"] == {"transformer": 1}
+    assert one["summary"]["LoRA"]["test"]["n"] == 1 and results["summary"]["LoRA"]["test"]["n"] == 2
+    assert all(difference.ok for difference in verify.verify(path, progress=False))
+    with pytest.raises(ValueError, match=r"expected a seed among \['0'\], got 1"):
+        verify.verify(path, seed=1, progress=False)
+    measured.clear()
     assert sorted(store.run("sweep", path, seeds=3, progress=False)["seeds"]) == ["0", "1", "2"]
     assert measured == [2] * 4
 
@@ -209,6 +224,23 @@ def test_settings_reach_the_run(tmp_path):
     assert (dM(fraction=0.05) != plain).all() and (dM(optimizer="sgd") != plain).all()
 
 
+def test_what_the_network_names_too_holds_for_the_tuning_alone(tmp_path):
+    adapt = {"method": "lora", "targets": ["q"], "rank": 2}
+    plain, longer = (
+        runs.measure(TINY, {"adapt": adapt, "rate": 1e-2, **settings}, 0, tmp_path)
+        for settings in ({}, {"tune_steps": 8, "clip": None, "task": "male"})
+    )
+    assert plain["test"] != longer["test"]
+    assert len(list(tmp_path.iterdir())) == 1  # the base is the same
+
+
+def test_figure_2_alone_has_a_short_form():
+    short = [name for name, experiment in EXPERIMENTS.items() if experiment.short]
+    assert short == ["figure2"] and all(EXPERIMENTS[name].about for name in EXPERIMENTS)
+    with pytest.raises(ValueError, match="--short: expected an experiment with a short form"):
+        EXPERIMENTS["sweep"].configured(short=True)
+
+
 def test_gradients_are_watched_at_the_start_and_the_end(tmp_path):
     adapt = {"method": "dora", "rank": 2}
     found = runs.measure(TINY_MLP, {"adapt": adapt, "rate": 1e-2, "watch": 20}, 0, tmp_path)
@@ -247,7 +279,7 @@ def test_a_run_that_diverges_says_so(tmp_path):
 def test_verify_finds_a_figure_that_was_changed(tiny_sweep, tmp_path):
     path = tmp_path / "sweep.json"
     results = store.run("sweep", path, progress=False)
-    assert all(one.ok for one in verify.verify(path, seed=1, progress=False))
+    assert all(difference.ok for difference in verify.verify(path, seed=1, progress=False))
     run = "LoRA, rate 0.01"
     results["seeds"]["1"][run]["test"]["loss"] *= 1.01
     path.write_text(store.as_text(results), encoding="utf-8")
@@ -261,6 +293,46 @@ def test_verify_finds_a_figure_that_was_changed(tiny_sweep, tmp_path):
     assert main(["verify", str(path), "--seed", "0"]) == 0
     with pytest.raises(ValueError, match="expected a seed among .* got 7"):
         verify.verify(path, seed=7)
+    del results["seeds"]["0"][run]
+    path.write_text(store.as_text(results), encoding="utf-8")
+    with pytest.raises(ValueError, match="was interrupted, 1 of 2 seeds"):
+        verify.verify(path, progress=False)
+
+
+def test_ctrl_c_in_the_midst_of_verifying_comes_out_and_leaves_nothing(
+    tiny_sweep, tmp_path, monkeypatch
+):
+    path = tmp_path / "sweep.json"
+    store.run("sweep", path, seeds=1, progress=False)
+    before = path.read_bytes()
+
+    def pressed(network, settings, seed, folder):
+        networks.pretrained(network, seed, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "measure", pressed)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    with pytest.raises(KeyboardInterrupt):
+        verify.verify(path, progress=False)
+    assert path.read_bytes() == before and not any(temporary.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is a signal to a group of processes")
+def test_ctrl_c_ends_the_workers_in_silence(tmp_path):
+    code = "from minidora.experiments import store; import sys; from pathlib import Path\n"
+    code += "store.run('figure2', Path(sys.argv[1]), short=True, jobs=2, progress=False)"
+    command = [sys.executable, "-c", code, str(tmp_path / "figure2.json")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for _ in range(600):  # until the workers have something to do
+        if (tmp_path / "bases").exists():
+            break
+        time.sleep(0.1)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert errors.count("Traceback") == errors.count("KeyboardInterrupt") == 1  # this script's own
 
 
 @pytest.mark.parametrize(

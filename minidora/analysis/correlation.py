@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._boundary import Array, floating, number, positive_int, shaped
+from .._boundary import Array, finite, floating, number, positive_int, shaped
 
 WAYS = ("pooled", "late", "within step", "within layer", "within matrix")
 """What a correlation of ΔM with ΔD can be over."""
@@ -45,24 +45,34 @@ class Interval(NamedTuple):
 def correlate(x: Array, y: Array) -> Correlation:
     """Pearson's and Spearman's correlation of two arrays (n,), n >= 2.
 
-    >>> found = correlate(np.array([0.0, 1.0, 2.0, 3.0]), np.array([1.0, 3.0, 5.0, 7.0]))
-    >>> round(found.r, 6), round(found.slope, 6), round(found.intercept, 6)
+    Raises ValueError for NaN or infinity, different shapes, or fewer than two points.
+
+    >>> line = correlate(np.array([0.0, 1.0, 2.0, 3.0]), np.array([1.0, 3.0, 5.0, 7.0]))
+    >>> round(line.r, 6), round(line.slope, 6), round(line.intercept, 6)
     (1.0, 2.0, 1.0)
     """
-    x = floating("x", x, ndim=1).astype(np.float64)
-    y = shaped("y", y, x.shape, "the shape of x").astype(np.float64)
+    x = finite("x", floating("x", x, ndim=1)).astype(np.float64)
+    y = finite("y", shaped("y", y, x.shape, "the shape of x")).astype(np.float64)
     n = len(x)
     if n < 2:
         raise ValueError(f"x: expected two points or more, got {n}")
-    dx, dy = x - x.mean(), y - y.mean()
-    xx, yy, xy = float(dx @ dx), float(dy @ dy), float(dx @ dy)
-    tiny = 1e-14
-    if math.sqrt(xx) <= tiny * np.abs(x).max() or math.sqrt(yy) <= tiny * np.abs(y).max():
-        return Correlation(*[math.nan] * 3, n, *[math.nan] * 3)
-    r = min(1.0, max(-1.0, xy / math.sqrt(xx * yy)))
-    slope = xy / xx
-    intercept = float(y.mean() - slope * x.mean())
+    # scaled to about 1, so that no square overflows or vanishes
+    (unit_x, size_x), (unit_y, size_y) = _scaled(x), _scaled(y)
+    dx, dy = unit_x - unit_x.mean(), unit_y - unit_y.mean()
+    length_x, length_y = float(np.linalg.norm(dx)), float(np.linalg.norm(dy))
+    tiny, nan = 1e-14, math.nan
+    if length_x <= tiny * np.abs(unit_x).max() or length_y <= tiny * np.abs(unit_y).max():
+        return Correlation(nan, nan, nan, n, nan, nan, nan)
+    r = min(1.0, max(-1.0, float(dx / length_x @ (dy / length_y))))
+    slope = r * (length_y / length_x) * size_y / size_x
+    intercept = float(unit_y.mean()) * size_y - slope * (float(unit_x.mean()) * size_x)
     return Correlation(r, *_fisher(r, n), n, spearman(x, y), slope, intercept)
+
+
+def _scaled(x: Array) -> tuple[Array, float]:
+    """x over the power of two below its largest entry, and that power: no digit is lost."""
+    size = 2.0 ** float(np.frexp(np.abs(x).max())[1] - 1)
+    return x / size, size
 
 
 def _fisher(r: float, n: int) -> tuple[float, float]:
@@ -84,13 +94,13 @@ def least_significant(n: int) -> float:
 
 
 def spearman(a: Array, b: Array) -> float:
-    """Spearman's rank correlation of two arrays (n,); ties share their mean rank.
+    """Spearman's rank correlation of two arrays (n,), finite; ties share their mean rank.
 
     >>> spearman(np.array([1.0, 2.0, 9.0]), np.array([-5.0, 0.0, 0.1]))
     1.0
     """
-    a = floating("a", a, ndim=1)
-    b = shaped("b", b, a.shape, "the shape of a")
+    a = finite("a", floating("a", a, ndim=1))
+    b = finite("b", shaped("b", b, a.shape, "the shape of a"))
     return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1].round(12))
 
 
@@ -108,15 +118,14 @@ def bootstrap_mean(values: Sequence[float], *, draws: int = 10_000, seed: int = 
     >>> bootstrap_mean([1.0, 1.0, 1.0])
     Interval(mean=1.0, low=1.0, high=1.0, sd=0.0, n=3)
     """
-    values = np.asarray(values, np.float64)
-    values = values[~np.isnan(values)]
-    n = len(values)
+    counted, nan = _counted(values), math.nan
+    n = len(counted)
     if n == 0:
-        return Interval(*[math.nan] * 4, 0)
+        return Interval(nan, nan, nan, nan, 0)
     chosen = np.random.default_rng(seed).integers(n, size=(positive_int("draws", draws), n))
-    low, high = np.quantile(values[chosen].mean(1), [0.025, 0.975])
-    sd = values.std(ddof=1) if n > 1 else 0.0
-    return Interval(float(values.mean()), float(low), float(high), float(sd), n)
+    low, high = np.quantile(counted[chosen].mean(1), [0.025, 0.975])
+    sd = counted.std(ddof=1) if n > 1 else 0.0
+    return Interval(float(counted.mean()), float(low), float(high), float(sd), n)
 
 
 def student_mean(values: Sequence[float]) -> Interval:
@@ -127,14 +136,20 @@ def student_mean(values: Sequence[float]) -> Interval:
     """
     from scipy.special import stdtrit
 
-    values = np.asarray(values, np.float64)
-    values = values[~np.isnan(values)]
-    n = len(values)
+    counted, nan = _counted(values), math.nan
+    n = len(counted)
+    mean = float(counted.mean()) if n else nan
     if n < 2:
-        return Interval(float(values.mean()) if n else math.nan, math.nan, math.nan, math.nan, n)
-    mean, sd = float(values.mean()), float(values.std(ddof=1))
+        return Interval(mean, nan, nan, nan, n)
+    sd = float(counted.std(ddof=1))
     half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, sd, n)
+
+
+def _counted(values: Sequence[float]) -> Array:
+    """The values that are numbers."""
+    array = np.asarray(values, np.float64)
+    return array[~np.isnan(array)]
 
 
 def correlations(
@@ -161,8 +176,8 @@ def correlations(
     if missing := [step for step in at if step not in steps]:
         raise ValueError(f"steps: expected {at} among them, got none at {missing}")
 
-    def over(wanted) -> Correlation:
-        rows = [steps.index(step) for step in wanted]
+    def over(checkpoints: Sequence[float]) -> Correlation:
+        rows = [steps.index(int(step)) for step in checkpoints]
         return correlate(dD[rows].ravel(), dM[rows].ravel())
 
     layers = dD.shape[1]

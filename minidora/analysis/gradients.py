@@ -41,13 +41,13 @@ def scenarios(W0: Array, G: Array, norm_axis: str, *, rate: float) -> dict[str, 
     rate = number("rate", rate, minimum=0)
     same_G, same_W0 = (_of_one_length(M, norm_axis) for M in (G, W0))
     meant = {"one vector": (same_W0, same_G), "one length": (W0, same_G), "as they are": (W0, G)}
-    found = {}
+    by_name = {}
     for name, (vectors, gradients) in meant.items():
         dm = (gradients * vectors).sum(summed_axis(norm_axis)) / norms(vectors, norm_axis)  # Eq. 7
         angle = step(vectors, gradients, rate, norm_axis).angle
         turn = 2 * np.sin(angle / 2) ** 2  # 1 - cos, also for small angles
-        found[name] = Scenario(np.abs(dm), turn, spearman(np.abs(dm), turn))
-    return found
+        by_name[name] = Scenario(np.abs(dm), turn, spearman(np.abs(dm), turn))
+    return by_name
 
 
 def _of_one_length(M: Array, norm_axis: str) -> Array:
@@ -78,9 +78,9 @@ def covariance_stats(samples: Array) -> CovarianceStats:
     if n < 2 or not centred.any():
         raise ValueError(f"samples: expected two or more that differ, got shape {samples.shape}")
     # The squared singular values of the centred samples are n times the eigenvalues
-    found = np.linalg.svd(centred, compute_uv=False) ** 2 / n
+    positive = np.linalg.svd(centred, compute_uv=False) ** 2 / n
     eigenvalues = np.zeros(d)
-    eigenvalues[: len(found)] = found
+    eigenvalues[: len(positive)] = positive
     share = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
     spread = eigenvalues - eigenvalues.mean()
     distance = np.sqrt((spread**2).sum() / (eigenvalues**2).sum())

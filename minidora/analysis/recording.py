@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,17 +26,17 @@ class Recording:
     @property
     def dM(self) -> Array:
         """ΔM, (steps, layers)."""
-        return np.array([[found.dM for found in row] for row in self.vectors])
+        return np.array([[changes.dM for changes in row] for row in self.vectors])
 
     @property
     def dD(self) -> Array:
         """ΔD, (steps, layers)."""
-        return np.array([[found.dD for found in row] for row in self.vectors])
+        return np.array([[changes.dD for changes in row] for row in self.vectors])
 
     @property
     def growth(self) -> Array:
         """Mean signed growth of the norms, (steps, layers)."""
-        return np.array([[found.growth.mean() for found in row] for row in self.vectors])
+        return np.array([[changes.growth.mean() for changes in row] for row in self.vectors])
 
     def last(self, name: str) -> Changes:
         """The vectors of one layer at the last step."""
@@ -73,22 +74,23 @@ class Recorder:
             if not any(named(path, target) for path in linears):
                 raise ValueError(f"targets: expected names among {sorted(linears)}, got {target!r}")
         self.W0 = {p: W for p, W in linears.items() if any(named(p, t) for t in targets)}
-        self.wanted = None if steps is None else set(steps)
+        self.steps = None if steps is None else set(steps)
         self.norm_axis = norm_axis
         self.recording = Recording([], list(self.W0), [])
 
     def __call__(self, step: int, model: Layer) -> None:
-        """Take this step down, if it is one of those wanted."""
-        wanted = step > 0 if self.wanted is None else step in self.wanted
-        if not wanted:
+        """Take this step down, if it is one of those to take."""
+        taken = step > 0 if self.steps is None else step in self.steps
+        if not taken:
             return
-        layers = dict(walk(model))
-        found = [layer_changes(W0, layers[name], self.norm_axis) for name, W0 in self.W0.items()]
+        layers: dict[str, Any] = dict(walk(model))
         self.recording.steps.append(int(step))
-        self.recording.vectors.append(found)
+        self.recording.vectors.append(
+            [layer_changes(W0, layers[name], self.norm_axis) for name, W0 in self.W0.items()]
+        )
 
 
-def layer_changes(W0: Array, layer: Layer, norm_axis: str) -> Changes:
+def layer_changes(W0: Array, layer: Linear | LoRALinear | DoRALinear, norm_axis: str) -> Changes:
     """From W0 to what a linear layer, plain or adapted around that W0, stands for now."""
     if isinstance(layer, Linear):
         return changes(W0, layer.weight, norm_axis)

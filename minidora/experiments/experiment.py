@@ -37,16 +37,21 @@ Seeds = dict[str, dict[str, Figures]]
 class Experiment:
     """One experiment: what it runs, what its seeds come to, and how that is shown.
 
-    configuration: gives the dict described above. summary(configuration, seeds) is a dict for JSON,
-    table(summary) is Markdown. short: the configuration with few steps, for tests, where one is.
+    configuration: gives the dict described above, and its docstring says what is run.
+    summary(configuration, seeds) is a dict for JSON, table(summary) is Markdown. short: the
+    configuration with few steps, for tests, where one is.
     """
 
     name: str
-    about: str
     configuration: Callable[[], Settings]
     summary: Callable[[Settings, Seeds], dict[str, Any]]
     table: Callable[[dict[str, Any]], str]
     short: Callable[[], Settings] | None = None
+
+    @property
+    def about(self) -> str:
+        """What it runs, in a line."""
+        return (self.configuration.__doc__ or "").partition("\n")[0]
 
     def configured(self, *, short: bool = False) -> Settings:
         """The configuration as a file holds it. Raises ValueError where no short form is."""

@@ -19,7 +19,7 @@ from .tables import markdown, shown
 
 
 def configuration() -> Settings:
-    """The four methods on both networks, and what else may make a slope on the transformer."""
+    """ΔM against ΔD: four methods on both networks, and what else may make a slope."""
     runs = _methods(times=8)
     for name in METHODS:
         runs[f"transformer {name}"] |= {"vectors": True, "controls": name == "LoRA"}
@@ -136,6 +136,4 @@ def table(summary: dict[str, Any]) -> str:
     return f"{markdown(head, rows)}\n\n{counts}"
 
 
-EXPERIMENT = Experiment(
-    "figure2", "ΔM against ΔD, and the controls.", configuration, summary, table, short
-)
+EXPERIMENT = Experiment("figure2", configuration, summary, table, short)

@@ -10,7 +10,7 @@ from .tables import markdown, shown
 
 
 def configuration() -> Settings:
-    """LoRA and DoRA on five linear layers of each block, recorded at 20 checkpoints."""
+    """ΔM and ΔD by layer and module at equal validation loss."""
     record, low = {"targets": LINEARS, "times": 20}, {"targets": LINEARS, "rank": 4, "alpha": 8}
     settings: Settings = {"network": "transformer", "rate": 1e-2, "record": record}
     return five_seeds({name: {**settings, "adapt": {**BOTH[name], **low}} for name in BOTH})
@@ -68,6 +68,4 @@ def table(summary: dict[str, Any]) -> str:
     return f"{markdown(['mean over layers', *runs], rows)}\n\nDoRA over LoRA: {ratios}"
 
 
-EXPERIMENT = Experiment(
-    "figure3", "ΔM and ΔD by layer and module at equal loss.", configuration, summary, table
-)
+EXPERIMENT = Experiment("figure3", configuration, summary, table)

@@ -8,7 +8,7 @@ from .tables import markdown, shown
 
 
 def configuration() -> Settings:
-    """DoRA on both networks, the gradients at its layers looked at before and after."""
+    """Eq. 8-10 and the remark beside Eq. 6, at the start and after tuning."""
     networks = {"transformer": (LOW_RANK, 256), "mlp": (EVERY_LAYER, 64)}
     return five_seeds(
         {
@@ -58,10 +58,4 @@ def table(summary: dict[str, Any]) -> str:
     return markdown(head, rows)
 
 
-EXPERIMENT = Experiment(
-    "gradients",
-    "Eq. 8-10 and the remark beside Eq. 6, at the start and after tuning.",
-    configuration,
-    summary,
-    table,
-)
+EXPERIMENT = Experiment("gradients", configuration, summary, table)

@@ -8,7 +8,7 @@ RATES = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
 
 
 def configuration() -> Settings:
-    """Choices of layers against LoRA on five; then q alone and v alone, over more rates."""
+    """Table 6: magnitudes everywhere, directions on some; other choices of layers."""
     low, qkv, all_six = {"rank": 4, "alpha": 8}, ["q", "k", "v"], ["q", "k", "v", "o", "up", "down"]
     m_of_the_rest = {name: "magnitude" for name in ("o", "up", "down")}
     everywhere = {"q": {}, "k": {}, "v": {}, **m_of_the_rest}
@@ -37,10 +37,4 @@ def configuration() -> Settings:
     return five_seeds(runs, dict.fromkeys(others, baseline))
 
 
-EXPERIMENT = Experiment(
-    "granularity",
-    "Table 6: magnitudes everywhere, directions on some; other choices of layers.",
-    configuration,
-    by_rate,
-    by_rate_table,
-)
+EXPERIMENT = Experiment("granularity", configuration, by_rate, by_rate_table)

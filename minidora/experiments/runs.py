@@ -36,16 +36,14 @@ def measure(network: Settings, settings: Settings, seed: int, folder: Path | Non
     result: Figures = {"trained": sum(array.size for array in trained(model).values())}
     if "watch" in settings:
         result["start"] = watched(model, on, settings["watch"])
-    recorder = _recorder(base, network, settings)
     try:
-        history = _tune(model, network, settings, on, rng, recorder)
+        history, recording = _tune(model, base, network, settings, on, rng)
     except FloatingPointError as error:
         return {**result, "diverged": str(error)}
     result |= {"choose": judge(model, on.choose), "test": judge(model, on.test)}
     if "watch" in settings:
         result["end"] = watched(model, on, settings["watch"])
-    if recorder:
-        recording = recorder.recording
+    if recording:
         result["recording"] = described(recording, vectors=settings.get("vectors", False))
         result["recording"]["choose_loss"] = list(history.evaluations.values())
         result["recording"]["within_r_per_input"] = _across(base, model, recording.names)
@@ -62,37 +60,28 @@ def optimizer_of(settings: Settings) -> Optimizer:
     return training.AdamW(weight_decay=settings.get("weight_decay", 0.0), rates=rates)
 
 
-def _every(network: Settings, settings: Settings) -> int:
-    """Steps between two checkpoints of a recording."""
-    return network["tune_steps"] // settings["record"]["times"]
-
-
-def _recorder(base: Model, network: Settings, settings: Settings) -> analysis.Recorder | None:
-    if "record" not in settings:
-        return None
-    every = _every(network, settings)
-    steps = range(every, network["tune_steps"] + 1, every)
-    return analysis.Recorder(base, settings["record"]["targets"], steps=steps)
-
-
 def _tune(
     model: Model,
+    base: Model,
     network: Settings,
     settings: Settings,
     on: Task,
     rng: np.random.Generator,
-    recorder: analysis.Recorder | None,
-) -> training.History:
-    """Tune in place, judging the model on the data to choose by at each checkpoint."""
-    watching: dict[str, Any] = {}
-    if recorder:
+) -> tuple[training.History, analysis.Recording | None]:
+    """Tune in place: the history and, where asked for, the recording."""
+    steps, watching, recording = network["tune_steps"], {}, None
+    if "record" in settings:
+        every = steps // settings["record"]["times"]
+        checkpoints = range(every, steps + 1, every)
+        recorder = analysis.Recorder(base, settings["record"]["targets"], steps=checkpoints)
+        recording = recorder.recording
         watching = {
             "callbacks": [recorder],
             "evaluate": lambda tuned: judge(tuned, on.choose)["loss"],
-            "every": _every(network, settings),
+            "every": every,
         }
-    steps, rate, optimizer = network["tune_steps"], settings["rate"], optimizer_of(settings)
-    return train(model, network, on, steps, rate, rng, optimizer, **watching)
+    rate, optimizer = settings["rate"], optimizer_of(settings)
+    return train(model, network, on, steps, rate, rng, optimizer, **watching), recording
 
 
 def described(recording: analysis.Recording, *, vectors: bool) -> Figures:

@@ -8,7 +8,7 @@ RATES = (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
 
 
 def configuration() -> Settings:
-    """LoRA and DoRA on an eighth to all of the names, at six rates."""
+    """Figure 4: tuning with an eighth to all of the data."""
     runs: dict[str, Settings] = {}
     against = {}
     for fraction in (1 / 8, 1 / 4, 1 / 2, 1):
@@ -20,6 +20,4 @@ def configuration() -> Settings:
     return five_seeds(runs, against)
 
 
-EXPERIMENT = Experiment(
-    "sample_size", "Figure 4: tuning with parts of the data.", configuration, by_rate, by_rate_table
-)
+EXPERIMENT = Experiment("sample_size", configuration, by_rate, by_rate_table)

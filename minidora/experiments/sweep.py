@@ -8,7 +8,7 @@ RATES = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 16e-2)
 
 
 def configuration() -> Settings:
-    """Every low-rank method at five ranks and six rates, on q and v; DoRA against LoRA."""
+    """Method × rank × learning rate."""
     runs: dict[str, Settings] = {}
     against = {}
     for name in ("LoRA", "DoRA", "DoRA detached"):
@@ -21,6 +21,4 @@ def configuration() -> Settings:
     return five_seeds(runs, against)
 
 
-EXPERIMENT = Experiment(
-    "sweep", "Method × rank × learning rate.", configuration, by_rate, by_rate_table
-)
+EXPERIMENT = Experiment("sweep", configuration, by_rate, by_rate_table)
