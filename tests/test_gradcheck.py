@@ -44,32 +44,42 @@ def test_the_step_is_the_one_asked_for():
     assert cubed == 0.25  # the error of the step itself: step²
 
 
-def test_report_of_an_agreement():
-    report = compare({"dA": np.array([[1.0, 2.0]])}, {"dA": np.array([[1.0, 2.0]])}, 1e-9)
-    assert report.ok
-    report.raise_if_failed()
-    assert "agrees" in str(report) and "DIFFERS" not in str(report)
+def test_the_verdict_of_an_agreement():
+    verdict = compare({"dA": np.array([[1.0, 2.0]])}, {"dA": np.array([[1.0, 2.0]])}, 1e-9)
+    assert verdict.ok
+    verdict.raise_if_failed()
+    assert "agrees" in str(verdict) and "DIFFERS" not in str(verdict)
 
 
-def test_report_of_a_difference_names_it_and_shows_both_values():
+def test_the_verdict_of_a_difference_names_it_and_shows_both_values():
     got, right = np.zeros((2, 3)), np.zeros((2, 3))
     got[1, 2], right[1, 2], right[0, 0] = 0.125, 0.75, 2.0
     got[0, 0] = 2.0
-    report = compare({"dA": got, "dx": np.ones(2)}, {"dA": right, "dx": np.ones(2)}, 1e-9)
-    row = report.rows[0]
-    assert (row.name, row.shape, row.max_abs, row.max_rel) == ("dA", (2, 3), 0.625, 0.3125)
-    assert (row.worst, row.got, row.expected, row.ok) == ((1, 2), 0.125, 0.75, False)
+    verdict = compare({"dA": got, "dx": np.ones(2)}, {"dA": right, "dx": np.ones(2)}, 1e-9)
+    difference = verdict.differences[0]
+    assert (difference.name, difference.shape, difference.max_abs, difference.max_rel) == (
+        "dA",
+        (2, 3),
+        0.625,
+        0.3125,
+    )
+    assert (difference.worst, difference.got, difference.expected, difference.ok) == (
+        (1, 2),
+        0.125,
+        0.75,
+        False,
+    )
     with pytest.raises(AssertionError, match="gradients differ: dA\n") as failure:
-        report.raise_if_failed()
+        verdict.raise_if_failed()
     for part in ("(2, 3)", "DIFFERS", "[1, 2]", "0.125", "0.75"):
         assert part in str(failure.value)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_value_that_is_not_finite_never_agrees(bad):
-    report = compare({"dx": np.array([1.0, bad])}, {"dx": np.array([1.0, 2.0])}, 1e9)
-    assert not report.ok
-    assert report.rows[0].worst == (1,) and report.rows[0].max_abs == np.inf
+    verdict = compare({"dx": np.array([1.0, bad])}, {"dx": np.array([1.0, 2.0])}, 1e9)
+    assert not verdict.ok
+    assert verdict.differences[0].worst == (1,) and verdict.differences[0].max_abs == np.inf
 
 
 def test_tolerance_is_a_bound_of_the_relative_error():

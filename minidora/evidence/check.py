@@ -7,18 +7,22 @@ and PyTorch (`by_torch`) on each device. A new function joins by one `register` 
 import importlib.util
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import dora, factored, lora
 from .._boundary import EPS, one_of
 from ..decomposition import norms
 from . import networks
 from .cases import Case, dora_cases, lora_cases
-from .gradcheck import central_differences, compare
+from .gradcheck import Difference, Verdict, aligned, central_differences, compare
 
 TOLERANCES = {
     # relative (max-norm) bounds against a float64 witness fed the same, already rounded, inputs
@@ -27,6 +31,8 @@ TOLERANCES = {
     "float16": 2e-3,  # computed in float32; the result itself is rounded to 5e-4
 }
 CENTRAL_TOLERANCE = 1e-6
+Gradients = dict[str, NDArray]
+Mode = dict[str, str]  # norm_grad, where there is one
 INSTALL = {"autograd": "pip install autograd", "torch": 'pip install "torch>=2.6,<2.14"'}
 
 
@@ -70,12 +76,12 @@ def with_frozen_norm(forward: Callable, case: Case) -> Callable:
     scale, norm_axis = case.settings["scale"], case.settings["norm_axis"]
     eps = case.settings.get("eps", EPS)
 
-    def norm(W0, A, B):
+    def norm(W0: NDArray, A: NDArray, B: NDArray) -> NDArray:
         return norms(W0 + scale * B @ A, norm_axis, eps)
 
     c = norm(*(case.inputs[name] for name in ("W0", "A", "B")))
 
-    def frozen(W0, A, B, m, **rest):
+    def frozen(W0: NDArray, A: NDArray, B: NDArray, m: NDArray, **rest: Any) -> Any:
         return forward(W0=W0, A=A, B=B, m=m * norm(W0, A, B) / c, **rest)
 
     return frozen
@@ -86,19 +92,19 @@ class Witness:
     """An independent source of gradients, or the reason why it is not here."""
 
     name: str
-    gradients: Callable[[Function, Case, dict], dict] | None
-    missing: str = ""
+    gradients: Callable[[Function, Case, Mode], Gradients] | None
+    missing: str = ""  # the command that installs it
     tolerance: float | None = None  # None: by dtype
     only: tuple[str, ...] = ("lora", "dora", "network")  # PyTorch's networks stand in the tests
 
 
-def _central(function: Function, case: Case, mode: dict) -> dict:
+def _central(function: Function, case: Case, mode: Mode) -> Gradients:
     forward = function.forward
     if mode.get("norm_grad") == "detached":
         forward = with_frozen_norm(forward, case)
     fixed = {name: case.inputs[name] for name in case.frozen if name in case.inputs}
 
-    def y(**moved):
+    def y(**moved: NDArray) -> NDArray:
         return forward(**fixed, **moved, **case.settings)[0]
 
     return central_differences(y, case.trained, case.dy)
@@ -110,19 +116,22 @@ def witnesses(device: str = "auto") -> list[Witness]:
     Raises ValueError for "cuda" where PyTorch sees no CUDA device.
     """
     one_of("device", device, ("auto", "cpu", "cuda"))
-    found = [Witness("central differences", _central, tolerance=CENTRAL_TOLERANCE)]
-    if importlib.util.find_spec("autograd"):
-        from . import by_autograd, networks_by_autograd
+    central = Witness("central differences", _central, tolerance=CENTRAL_TOLERANCE)
+    return [_autograd_witness(), central, *_torch_witnesses(device)]
 
-        def held(function, case, mode):
-            module = networks_by_autograd if function.witness == "network" else by_autograd
-            gradients = getattr(module, f"{function.witness}_gradients")
-            return gradients(case.dy, case.inputs, case.settings, **mode)
 
-        found.insert(0, Witness("autograd", held))
-    else:
-        found.insert(0, Witness("autograd", None, INSTALL["autograd"]))
-    return found + _torch_witnesses(device)
+def _autograd_witness() -> Witness:
+    """The autograd library, where it is installed."""
+    if not importlib.util.find_spec("autograd"):
+        return Witness("autograd", None, INSTALL["autograd"])
+    from . import by_autograd, networks_by_autograd
+
+    def held(function: Function, case: Case, mode: Mode) -> Gradients:
+        module = networks_by_autograd if function.witness == "network" else by_autograd
+        gradients = getattr(module, f"{function.witness}_gradients")
+        return gradients(case.dy, case.inputs, case.settings, **mode)
+
+    return Witness("autograd", held)
 
 
 def _torch_witnesses(device: str) -> list[Witness]:
@@ -141,49 +150,71 @@ def _torch_witnesses(device: str) -> list[Witness]:
         raise ValueError("device: expected a CUDA device for 'cuda', PyTorch sees none; use 'cpu'")
     devices = {"cpu": ["cpu"], "cuda": ["cuda"], "auto": ["cpu", "cuda"] if cuda else ["cpu"]}
 
-    def on(where, name, module, only):
-        def held(function, case, mode):
+    def on(place: str, name: str, module: ModuleType, only: tuple[str, ...]) -> Witness:
+        def held(function: Function, case: Case, mode: Mode) -> Gradients:
             gradients = getattr(module, f"{function.witness}_gradients")
-            return gradients(case.dy, case.inputs, case.settings, **mode, device=where)
+            return gradients(case.dy, case.inputs, case.settings, **mode, device=place)
 
-        return Witness(f"{name} {where}", held, only=only)
+        return Witness(f"{name} {place}", held, only=only)
 
-    found = []
-    for where in devices[device]:
-        found.append(on(where, "torch", by_torch, ("lora", "dora")))
-        # not independent of a derivation, but of the code: DoRA for PyTorch against DoRA for NumPy
-        found.append(on(where, "minidora.pytorch", witness, ("dora",)))
-    return found
+    # minidora.pytorch is not independent of a derivation, but of the code
+    pairs = (("torch", by_torch, ("lora", "dora")), ("minidora.pytorch", witness, ("dora",)))
+    return [on(place, *pair) for place in devices[device] for pair in pairs]
 
 
-@dataclass
-class Line:
-    """One row of the table: the worst of all cases."""
+@dataclass(frozen=True)
+class Check:
+    """One function, in one mode, on one case, against one witness."""
 
-    function: str
-    mode: str
-    axis: str
-    gradient: str
-    witness: str
-    tolerance: float
-    max_rel: float = -1.0
-    worst_case: str = ""
-    cases: int = 0
+    function: Function
+    axis: str | None
+    norm_grad: str | None
+    witness: Witness
+    case: Case
+    dtype: str
 
-    @property
-    def ok(self) -> bool:
-        """Whether every case agrees within the tolerance."""
-        return self.max_rel <= self.tolerance
+    def __str__(self) -> str:
+        mode = filter(None, (self.function.name, self.norm_grad, self.axis))
+        return f"{', '.join(mode)}, against {self.witness.name}: {self.case.name}"
+
+    def verdict(self) -> Verdict:
+        """Every gradient of the case held against the witness's."""
+        exact = self.witness.tolerance is not None  # differences are taken in float64
+        function, case = self.function, self.case if exact else self.case.astype(self.dtype)
+        mode = {} if self.norm_grad is None else {"norm_grad": self.norm_grad}
+        _, cache = function.forward(**case.inputs, **case.settings)
+        grads = function.backward(case.dy, cache, **mode)
+        grads = grads if isinstance(grads, dict) else grads._asdict()
+        expected = self.witness.gradients(function, case.astype(np.float64), mode)
+        expected = {name: grad for name, grad in expected.items() if name[1:] in case.trained}
+        tolerance = self.witness.tolerance or function.tolerances[self.dtype]
+        return compare(grads, expected, tolerance, vanishing=case.vanishing)
 
 
-@dataclass
+def checks(present: Iterable[Witness], *, dtype: str = "float64", seed: int = 0) -> Iterator[Check]:
+    """Every registered function x axis x kind of gradient x witness x case there is."""
+    for function in (f for f in REGISTRY if dtype in f.tolerances):
+        for axis in function.norm_axes:
+            cases = list(function.cases(np.random.default_rng(seed), axis))
+            for norm_grad in function.norm_grads:
+                for witness in (w for w in present if function.witness in w.only):
+                    for case in cases:
+                        if case.smooth or witness.tolerance is None:
+                            yield Check(function, axis, norm_grad, witness, case, dtype)
+
+
+COLUMNS = ("function", "mode", "axis", "gradient", "witness")
+"""What a line of the table is a check of."""
+
+
+@dataclass(frozen=True)
 class Result:
-    """What `run` found: `lines`, and the witnesses that are not installed."""
+    """What `run` gives: a verdict over all cases for each line, and the witnesses not installed."""
 
     dtype: str
     seed: int
-    lines: list[Line] = field(default_factory=list)
-    missing: dict[str, str] = field(default_factory=dict)
+    lines: list[Verdict]
+    missing: dict[str, str]
 
     @property
     def ok(self) -> bool:
@@ -192,7 +223,17 @@ class Result:
 
     def as_json(self) -> str:
         """The result as JSON, with the versions it was made with."""
-        lines = [{**asdict(line), "ok": line.ok} for line in self.lines]
+        lines = [
+            {
+                **line.about,
+                "tolerance": line.worst.tolerance,
+                "max_rel": line.worst.max_rel,
+                "worst_case": line.worst.name,
+                "cases": len(line.differences),
+                "ok": line.ok,
+            }
+            for line in self.lines
+        ]
         return json.dumps(
             {
                 "ok": self.ok,
@@ -209,70 +250,33 @@ class Result:
 def run(*, device: str = "auto", dtype: str = "float64", seed: int = 0) -> Result:
     """Check every registered function against every witness, over all its cases."""
     one_of("dtype", dtype, TOLERANCES)
-    present = witnesses(device)
-    result = Result(dtype, seed, missing={w.name: w.missing for w in present if w.missing})
-    present = [w for w in present if not w.missing]
-    for function in (f for f in REGISTRY if dtype in f.tolerances):
-        for axis in function.norm_axes:
-            cases = list(function.cases(np.random.default_rng(seed), axis))
-            for norm_grad in function.norm_grads:
-                mode = {} if norm_grad is None else {"norm_grad": norm_grad}
-                for witness in present:
-                    if function.witness in witness.only:
-                        lines = _lines(function, axis, mode, witness, cases, dtype)
-                        result.lines.extend(lines)
-    return result
-
-
-def _lines(function, axis, mode, witness, cases, dtype) -> list[Line]:
-    """A line for each gradient of one function, axis, mode and witness."""
-    central = witness.tolerance is not None
-    tolerance = witness.tolerance or function.tolerances[dtype]
-    lines: dict[str, Line] = {}
-    for case in cases:
-        if central and not case.smooth:
-            continue
-        rounded = case if central else case.astype(dtype)
-        _, cache = function.forward(**rounded.inputs, **rounded.settings)
-        grads = function.backward(rounded.dy, cache, **mode)
-        grads = grads if isinstance(grads, dict) else grads._asdict()
-        expected = witness.gradients(function, rounded.astype(np.float64), mode)
-        expected = {n: e for n, e in expected.items() if n[1:] in case.trained}
-        for row in compare(grads, expected, tolerance, vanishing=case.vanishing).rows:
+    every = witnesses(device)
+    present = [witness for witness in every if not witness.missing]
+    by_line: dict[tuple[str, ...], list[Difference]] = {}
+    for check in checks(present, dtype=dtype, seed=seed):
+        for difference in check.verdict().differences:
             # a network's dblocks.0.attn.q.A and all other dA share a line
-            short = "d" + row.name[1:].rsplit(".", 1)[-1]
-            if short not in lines:
-                where = (function.name, mode.get("norm_grad", ""), axis or "", short)
-                lines[short] = Line(*where, witness.name, tolerance)
-            line = lines[short]
-            line.cases += 1
-            if row.max_rel > line.max_rel:
-                line.max_rel = row.max_rel
-                line.worst_case = case.name if short == row.name else f"{case.name}, {row.name}"
-    return list(lines.values())
+            short = "d" + difference.name[1:].rsplit(".", 1)[-1]
+            case = check.case.name
+            case = case if short == difference.name else f"{case}, {difference.name}"
+            mode = (check.function.name, check.norm_grad or "", check.axis or "")
+            line = by_line.setdefault((*mode, short, check.witness.name), [])
+            line.append(replace(difference, name=case))
+    lines = [
+        Verdict(tuple(differences), dict(zip(COLUMNS, line, strict=True)))
+        for line, differences in by_line.items()
+    ]
+    return Result(dtype, seed, lines, {w.name: w.missing for w in every if w.missing})
 
 
 def table(result: Result) -> str:
     """The result as text: a line each, then the witnesses that are missing, then the verdict."""
-    head = ("function", "mode", "axis", "gradient", "witness", "max rel error", "bound", "verdict")
-    rows = [head] + [
-        (
-            line.function,
-            line.mode or "-",
-            line.axis or "-",
-            line.gradient,
-            line.witness,
-            f"{line.max_rel:.1e}",
-            f"{line.tolerance:.0e}",
-            "agrees" if line.ok else f"DIFFERS (case: {line.worst_case})",
-        )
-        for line in result.lines
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    text = [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    rows = [(*COLUMNS, "max rel error", "bound", "verdict")]
+    for line in result.lines:
+        error, bound = f"{line.worst.max_rel:.1e}", f"{line.worst.tolerance:.0e}"
+        verdict = "agrees" if line.ok else f"DIFFERS (case: {line.worst.name})"
+        rows.append((*(value or "-" for value in line.about.values()), error, bound, verdict))
+    text = [aligned(rows)]
     text += [f"not installed: {name} ({command})" for name, command in result.missing.items()]
     bad = sum(not line.ok for line in result.lines)
     summary = f"{len(result.lines)} gradients held against witnesses in {result.dtype}, "
@@ -281,10 +285,8 @@ def table(result: Result) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that take part, where installed."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in ("minidora", "numpy", "autograd", "torch"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..evidence.gradcheck import Difference
 from . import wrong
-from .compare import Difference, as_array
+from .compare import as_array
 from .files import KitCase
 
 SMALL = 1e-3  # the size below which an output is judged absolutely: it may be rounding alone
@@ -36,7 +37,7 @@ def diagnose(
 
 
 def _found(case, norm_grad, got, differences) -> list[str]:
-    failed = {d.output for d in differences if not d.ok}
+    failed = {d.name for d in differences if not d.ok}
     found = {name: as_array(value) for name, value in got.items()}
     tolerance = differences[0].tolerance
     special = (

@@ -3,7 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from .compare import Difference
+from ..evidence.gradcheck import Verdict
+from .compare import ulps
 from .files import KitCase
 
 
@@ -22,38 +23,43 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class CaseResult:
-    """What became of one variant."""
+class CaseResult(Verdict):
+    """What became of one variant: its outputs' differences, and what came instead of them."""
 
-    variant: Variant
-    status: str  # pass, fail or skip
-    differences: tuple[Difference, ...] = ()
+    variant: Variant = field(kw_only=True)
     skipped: tuple[str, ...] = ()  # what the implementation does not have
     errors: tuple[str, ...] = ()  # what it raised or answered instead
     diagnoses: tuple[str, ...] = ()
     unanswered: tuple[str, ...] = ()  # the operations that it was asked for and does not have
 
     @property
+    def status(self) -> str:
+        """Whether it is a pass, a fail or, where nothing came, a skip."""
+        if self.errors or not self.ok:
+            return "fail"
+        return "pass" if self.differences else "skip"
+
+    @property
     def error(self) -> float:
         """The largest relative error of its outputs."""
-        return max((d.error for d in self.differences), default=0.0)
+        return max((d.max_rel for d in self.differences), default=0.0)
 
     @property
     def ulps(self) -> float:
         """The largest error of its outputs in units in the last place."""
-        return max((d.ulps for d in self.differences), default=0.0)
+        return max((ulps(d, self.variant.dtype) for d in self.differences), default=0.0)
 
     @property
     def note(self) -> str:
         """What to read: the diagnosis, the errors, what was left out."""
-        said = [f"diagnosis: {self.diagnoses[0]}"] if self.diagnoses else []
-        said += [str(d) for d in self.differences if not d.ok]
-        said += [*self.errors, *(f"skipped: {what}" for what in self.skipped)]
+        parts = [f"diagnosis: {self.diagnoses[0]}"] if self.diagnoses else []
+        parts += [str(d) for d in self.differences if not d.ok]
+        parts += [*self.errors, *(f"skipped: {what}" for what in self.skipped)]
         if self.status == "fail":
-            said.append(f"clauses {' '.join(self.variant.case.clauses)}")
+            parts.append(f"clauses {' '.join(self.variant.case.clauses)}")
         elif any(d.tolerance == float("inf") for d in self.differences):
-            said.append("finite is enough")
-        return "; ".join(said)
+            parts.append("finite is enough")
+        return "; ".join(parts)
 
 
 @dataclass
@@ -65,6 +71,7 @@ class Report:
     version: str
     alternatives: dict[str, tuple[str, ...]]
     results: list[CaseResult] = field(default_factory=list)
+    missing: str = ""  # the command that installs it, or why it does not run
 
     def count(self, status: str) -> int:
         """How many variants passed, failed or were skipped."""
@@ -82,38 +89,36 @@ class Report:
         """
         failed = [r for r in self.results if r.status == "fail"]
         heavy = [r for r in failed if strict or r.variant.case.level != "should"]
-        heavy += [1] if strict and self.unanswered else []
-        gradients = any(d.output in ("dA", "A") for r in self.results for d in r.differences)
+        gradients = any(d.name in ("dA", "A") for r in self.results for d in r.differences)
         if self.alternatives.get("norm_grad") and "backward" in self.unanswered and not gradients:
             return False
-        return self.count("pass") > 0 and not heavy
+        return self.count("pass") > 0 and not heavy and not (strict and self.unanswered)
 
     @property
     def failing_outputs(self) -> dict[str, int]:
         """The outputs that were wrong, with in how many variants, and those that never were."""
-        counts = {d.output: 0 for r in self.results for d in r.differences}
+        counts = {d.name: 0 for r in self.results for d in r.differences}
         for wrong in (d for r in self.results for d in r.differences if not d.ok):
-            counts[wrong.output] += 1
+            counts[wrong.name] += 1
         return counts
 
     @property
     def diagnoses(self) -> dict[str, int]:
         """Few mistakes that explain the diagnosed failures, with how many each explains first."""
-        left = [set(r.diagnoses) for r in self.results if r.diagnoses]
-        found: dict[str, int] = {}
-        while left:
-            counts = Counter(name for names in left for name in sorted(names))
-            name, count = max(counts.items(), key=lambda item: item[1])
-            found[name] = count
-            left = [names for names in left if name not in names]
-        return found
+        unexplained = [set(r.diagnoses) for r in self.results if r.diagnoses]
+        explains: dict[str, int] = {}
+        while unexplained:
+            counts = Counter(name for names in unexplained for name in sorted(names))
+            name, explains[name] = max(counts.items(), key=lambda item: item[1])
+            unexplained = [names for names in unexplained if name not in names]
+        return explains
 
 
 def ranked(report: Report) -> Report:
     """Each result's diagnoses with the one that explains most of the run first."""
     order = list(report.diagnoses)
 
-    def rank(name):
+    def rank(name: str) -> int:
         return order.index(name) if name in order else len(order)
 
     report.results = [

@@ -6,11 +6,12 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .files import KitCase
 from .outcomes import CaseResult, Report
 from .program import Failed, Program
+from .protocol import VERSION
 from .runner import run
 
 PEERS_EXTRA = 'pip install "minidora[peers]"'
@@ -119,38 +120,24 @@ BREAKS = (
 )
 
 
-@dataclass
-class Row:
-    """One implementation's clauses: passed, failed, or not judged."""
-
-    name: str
-    version: str
-    passed: set[str] = field(default_factory=set)
-    failed: dict[str, list[str]] = field(default_factory=dict)  # clause: what failed, per case
-    diagnoses: dict[str, int] = field(default_factory=dict)
-    missing: str = ""  # the command that installs it, or why it does not run
-
-    def cell(self, clause: str) -> str:
-        """✗ where a variant failed the clause, ✓ where some passed and none failed, or nothing."""
-        if clause in self.failed:
-            return "✗"
-        return "✓" if clause in self.passed else ""
+Clauses = dict[str, list[str]]
 
 
-def row_of(report: Report) -> Row:
-    """A report by clauses."""
-    row = Row(report.name, report.version, diagnoses=report.diagnoses)
+def clauses_of(report: Report) -> Clauses:
+    """The clauses that a report judges, with what failed of each, case by case: nothing, a pass."""
+    passed: set[str] = set()
+    failed: Clauses = {}
     for result in report.results:
         bad = broken(result)
         for clause in bad:
-            row.failed.setdefault(clause, []).append(f"{result.variant}: {result.note}")
+            failed.setdefault(clause, []).append(f"{result.variant}: {result.note}")
         for clause in result.variant.case.clauses:
             if clause == "Q1" and result.variant.dtype not in ("float16", "bfloat16"):
                 continue
-            outputs = [d for d in result.differences if d.output in SHOWS_IN[clause]]
+            outputs = [d for d in result.differences if d.name in SHOWS_IN[clause]]
             if clause not in bad and outputs and all(d.ok for d in outputs):
-                row.passed.add(clause)
-    return row
+                passed.add(clause)
+    return {c: failed.get(c, []) for c in CLAUSES if c in passed or c in failed}
 
 
 def broken(result: CaseResult) -> set[str]:
@@ -158,7 +145,7 @@ def broken(result: CaseResult) -> set[str]:
     clauses = set(result.variant.case.clauses)
     if result.status != "fail":
         return set()
-    wrong = {d.output for d in result.differences if not d.ok}
+    wrong = {d.name for d in result.differences if not d.ok}
     shown = {
         c for c in clauses if wrong & set(SHOWS_IN[c])
     } or clauses  # it raised, or said nothing
@@ -169,79 +156,84 @@ def broken(result: CaseResult) -> set[str]:
 
 
 def measure(
-    peers: Iterable[Peer], cases: list[KitCase], timeout: float, said: Callable
-) -> list[Row]:
-    """Run every peer that is installed, each in a process of its own."""
-    rows = []
+    peers: Iterable[Peer], cases: list[KitCase], timeout: float, each: Callable[[str], object]
+) -> list[Report]:
+    """A report of every peer, each run in a process of its own; what does not run is `missing`.
+
+    each: called with a peer's name before it runs.
+    """
+    reports = []
     for peer in peers:
+        report = Report(VERSION, peer.target, "", {})
         if not peer.installed:
-            rows.append(Row(peer.target, "", missing=f"not installed: {peer.install}"))
-            continue
-        said(peer.target)
-        command = [
-            sys.executable,
-            "-m",
-            "minidora.kit.serve",
-            f"minidora.kit.adapters.{peer.target}",
-        ]
-        try:
-            with Program(command, timeout=timeout) as program:
-                rows.append(row_of(run(program, cases)))
-        except Failed as failed:
-            rows.append(Row(peer.target, "", missing=f"does not run here: {failed}"))
-    return rows
+            report.missing = f"not installed: {peer.install}"
+        else:
+            each(peer.target)
+            adapter = f"minidora.kit.adapters.{peer.target}"
+            command = [sys.executable, "-m", "minidora.kit.serve", adapter]
+            try:
+                with Program(command, timeout=timeout) as program:
+                    report = run(program, cases)
+            except Failed as failed:
+                report.missing = f"does not run here: {failed}"
+        reports.append(report)
+    return reports
 
 
-def clauses_of(rows: list[Row]) -> list[str]:
-    """The clauses that any of them was judged by, in the order of SPEC.md."""
-    judged = {c for row in rows for c in (*row.passed, *row.failed)}
-    return [clause for clause in CLAUSES if clause in judged]
-
-
-def matrix(rows: list[Row], kit: str) -> str:
+def matrix(reports: list[Report], kit: str) -> str:
     """The matrix in Markdown, a column for each implementation; then what each failure is."""
-    found, missing = [r for r in rows if not r.missing], [r for r in rows if r.missing]
-    lines = ["| clause | " + " | ".join(f"{r.name} {r.version}" for r in found) + " |"]
-    lines.append("| --- |" + " :-: |" * len(found))
-    for clause in clauses_of(rows):
-        cells = " | ".join(row.cell(clause) for row in found)
-        lines.append(f"| {clause} {CLAUSES[clause]} | {cells} |")
+    columns = [(report, clauses_of(report)) for report in reports if not report.missing]
+    lines = ["| clause | " + " | ".join(f"{r.name} {r.version}" for r, _ in columns) + " |"]
+    lines.append("| --- |" + " :-: |" * len(columns))
+    for clause, words in CLAUSES.items():
+        cells = [MARKS[judgement(clauses, clause)] for _, clauses in columns]
+        if any(cells):
+            lines.append(f"| {clause} {words} | {' | '.join(cells)} |")
     lines.append("")
-    for row in found:
-        first: dict[str, list[str]] = {}
-        for clause in (c for c in CLAUSES if c in row.failed):
-            first.setdefault(row.failed[clause][0], []).append(clause)
-        for note, broken_clauses in first.items():
+    for report, clauses in columns:
+        by_note: dict[str, list[str]] = {}
+        for clause, notes in clauses.items():
+            if notes:
+                by_note.setdefault(notes[0], []).append(clause)
+        for note, broken_clauses in by_note.items():
             short = note if len(note) <= 300 else f"{note[:297]}..."
-            lines.append(f"- {row.name}, {', '.join(broken_clauses)}: {short}")
-    lines += [f"- {row.name}: {row.missing}" for row in missing]
+            lines.append(f"- {report.name}, {', '.join(broken_clauses)}: {short}")
+    lines += [f"- {report.name}: {report.missing}" for report in reports if report.missing]
     day, python = datetime.date.today().isoformat(), platform.python_version()
     return "\n".join([*lines, "", f"kit {kit}, Python {python}, {day}"])
 
 
-def as_json(rows: list[Row], kit: str) -> str:
+MARKS = {"pass": "✓", "fail": "✗", None: ""}
+
+
+def judgement(clauses: Clauses, clause: str) -> str | None:
+    """ "pass" where every variant passed, "fail" where one failed, or None where none was judged."""
+    return None if clause not in clauses else "fail" if clauses[clause] else "pass"
+
+
+def as_json(reports: list[Report], kit: str) -> str:
     """The same as JSON, with every failure."""
-    clauses = clauses_of(rows)
-    names = {"✓": "pass", "✗": "fail", "": None}
-    found = [
+    of_each = [clauses_of(report) for report in reports]
+    judged = [clause for clause in CLAUSES if any(clause in clauses for clauses in of_each)]
+    rows = [
         {
-            "name": row.name,
-            "version": row.version,
-            "missing": row.missing or None,
-            "clauses": {c: names[row.cell(c)] for c in clauses},
-            "diagnoses": row.diagnoses,
-            "failed": row.failed,
+            "name": report.name,
+            "version": report.version,
+            "missing": report.missing or None,
+            "clauses": {clause: judgement(clauses, clause) for clause in judged},
+            "diagnoses": report.diagnoses,
+            "failed": {clause: notes for clause, notes in clauses.items() if notes},
         }
-        for row in rows
+        for report, clauses in zip(reports, of_each, strict=True)
     ]
     about = {"kit": kit, "date": datetime.date.today().isoformat()}
-    return json.dumps(about | {"python": platform.python_version(), "rows": found}, indent=1)
+    return json.dumps(about | {"python": platform.python_version(), "rows": rows}, indent=1)
 
 
 def peers_named(part: str) -> list[Peer]:
     """The peers whose adapter's name has `part` in it; ValueError for none."""
-    found = [peer for peer in PEERS if part in peer.target]
-    if not found:
+    named = [peer for peer in PEERS if part in peer.target]
+    if not named:
         expected = ", ".join(peer.target for peer in PEERS)
         raise ValueError(f"--peer: expected part of {expected}, got {part!r}")
-    return found
+    return named

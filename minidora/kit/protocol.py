@@ -11,7 +11,9 @@ import numpy as np
 VERSION = "1.0"
 """Of the kit: of the protocol, and of the cases."""
 
-ALTERNATIVES = {
+Alternatives = dict[str, tuple[str, ...]]
+
+ALTERNATIVES: Alternatives = {
     "norm_axis": ("per_output", "per_input"),
     "norm_grad": ("exact", "detached"),
     "dropout": ("both", "low_rank"),
@@ -124,7 +126,7 @@ class Implementation(Protocol):
         """The adapted weight as one array, shaped like W0."""
 
 
-def check_alternatives(chosen: Any) -> dict[str, tuple[str, ...]]:
+def check_alternatives(chosen: Any) -> Alternatives:
     """What an implementation says it chooses, each as a tuple, the defaults filled in."""
     if not isinstance(chosen, dict):
         raise ValueError(f"alternatives: expected a dict or JSON object, got {chosen!r}")

@@ -1,8 +1,9 @@
 """A report as text for the terminal, as JSON and as Markdown."""
 
 import json
-from dataclasses import asdict
 
+from ..evidence.gradcheck import Difference, aligned
+from .compare import ulps
 from .outcomes import CaseResult, Report
 
 HEAD = ("case", "level", "verdict", "max rel error", "ulps", "note")
@@ -23,12 +24,12 @@ def row(result: CaseResult) -> tuple[str, ...]:
 
 def verdict(report: Report, *, strict: bool = False) -> list[str]:
     """What to read first: conforms or not, the counts, the diagnoses."""
-    said = "conforms to" if report.conforms(strict=strict) else "does NOT conform to"
+    conforms = "conforms to" if report.conforms(strict=strict) else "does NOT conform to"
     counts = ", ".join(f"{report.count(s)} {s}" for s in ("pass", "fail", "skip"))
     cases = len({r.variant.case.name for r in report.results})
     counts += f" (variants of {cases} case{'s' * (cases > 1)})"
     chosen = ", ".join(f"{k} {'/'.join(v)}" for k, v in report.alternatives.items() if v)
-    lines = [f"{report.name} {report.version} {said} kit {report.kit}: {counts}", f"({chosen})"]
+    lines = [f"{report.name} {report.version} {conforms} kit {report.kit}: {counts}", f"({chosen})"]
     for name, count in report.diagnoses.items():
         lines.append(f"diagnosis: {name} ({count} variant{'s' * (count > 1)})")
     if report.unanswered:
@@ -48,12 +49,7 @@ def verdict(report: Report, *, strict: bool = False) -> list[str]:
 def text(report: Report, *, strict: bool = False) -> str:
     """The table for a terminal, the verdict last."""
     rows = [HEAD, *(row(r) for r in report.results)]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(HEAD) - 1)]
-    lines = [
-        "  ".join([*(cell.ljust(w) for cell, w in zip(r, widths, strict=False)), r[-1]]).rstrip()
-        for r in rows
-    ]
-    return "\n".join([*lines, "", *verdict(report, strict=strict)])
+    return "\n".join([aligned(rows), "", *verdict(report, strict=strict)])
 
 
 def markdown(report: Report, *, strict: bool = False) -> str:
@@ -76,7 +72,7 @@ def as_json(report: Report, *, strict: bool = False) -> str:
             "dtype": r.variant.dtype,
             "norm_grad": r.variant.norm_grad,
             "status": r.status,
-            "outputs": [_finite(asdict(d)) | {"ok": d.ok} for d in r.differences],
+            "outputs": [_output(d, r.variant.dtype) for d in r.differences],
             "diagnoses": r.diagnoses,
             "errors": r.errors,
             "skipped": r.skipped,
@@ -91,5 +87,12 @@ def as_json(report: Report, *, strict: bool = False) -> str:
     )
 
 
-def _finite(values: dict) -> dict:
-    return {n: None if v == float("inf") else v for n, v in values.items()}
+def _output(difference: Difference, dtype: str) -> dict:
+    measured = {
+        "error": difference.max_rel,
+        "ulps": ulps(difference, dtype),
+        "tolerance": difference.tolerance,
+    }
+    finite = {name: None if value == float("inf") else value for name, value in measured.items()}
+    message = "" if difference.ok else str(difference).removeprefix(f"{difference.name}: ")
+    return {"output": difference.name, **finite, "ok": difference.ok, "message": message}

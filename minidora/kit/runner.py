@@ -1,21 +1,28 @@
 """Every case put to an implementation, and every answer held against the expected one."""
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
+from ..evidence.gradcheck import Difference
 from .adapter import described, made
-from .compare import Difference, as_array, difference
+from .compare import as_array, judged
 from .diagnosis import diagnose
 from .files import KitCase, load
 from .optimizer import update
 from .outcomes import CaseResult, Report, Variant, ranked
-from .protocol import ANSWERS, ARRAYS, Request, check_alternatives, numpy_dtype
+from .protocol import ANSWERS, ARRAYS, Alternatives, Request, check_alternatives, numpy_dtype
 
 SETTINGS = ("alpha", "strength", "stride", "padding")
 
 
-def run(implementation, cases: Iterable[KitCase] | None = None, *, each: Callable | None = None):
+def run(
+    implementation: Any,
+    cases: Iterable[KitCase] | None = None,
+    *,
+    each: Callable[[CaseResult], object] | None = None,
+) -> Report:
     """Put the cases (all of the kit by default) to an Implementation; returns a Report.
 
     each: called with every CaseResult as it comes. Whatever the implementation raises is a failure
@@ -36,7 +43,7 @@ def run(implementation, cases: Iterable[KitCase] | None = None, *, each: Callabl
     return ranked(report)
 
 
-def variants(case: KitCase, chosen: dict) -> Iterator[Variant]:
+def variants(case: KitCase, chosen: Alternatives) -> Iterator[Variant]:
     """The dtypes and gradients of a case that an implementation chooses; at least one."""
     if any(value not in chosen.get(name, ()) for name, value in case.requires.items()):
         yield Variant(case, case.dtypes[0], None)  # to be skipped
@@ -49,28 +56,31 @@ def variants(case: KitCase, chosen: dict) -> Iterator[Variant]:
             yield Variant(case, dtype, norm_grad, alone and case.kind == "linear")
 
 
-def answered(implementation, variant: Variant, chosen: dict) -> CaseResult:
+def answered(implementation: Any, variant: Variant, chosen: Alternatives) -> CaseResult:
     """One variant put to the implementation."""
     missing = not_chosen(variant, chosen)
     if missing:
-        return CaseResult(variant, "skip", skipped=(missing,))
+        return CaseResult(variant=variant, skipped=(missing,))
     talk = _Talk(implementation, variant)
     if "steps" in variant.case.gives:
         talk.steps()
     else:
         talk.once()
-    found = list(talk.differences())
-    failed = talk.errors or any(not d.ok for d in found)
-    status = "fail" if failed else "pass" if found else "skip"
-    names = ()
-    if any(not d.ok for d in found):
-        names = tuple(diagnose(variant.case, variant.dtype, variant.norm_grad, talk.got, found))
-    left = tuple(dict.fromkeys(talk.unanswered))
-    said = (tuple(talk.skipped), tuple(talk.errors), names, left)
-    return CaseResult(variant, status, tuple(found), *said)
+    differences = tuple(talk.differences())
+    names: list[str] = []
+    if not all(d.ok for d in differences):
+        names = diagnose(variant.case, variant.dtype, variant.norm_grad, talk.got, differences)
+    return CaseResult(
+        differences,
+        variant=variant,
+        skipped=tuple(talk.skipped),
+        errors=tuple(talk.errors),
+        diagnoses=tuple(names),
+        unanswered=tuple(dict.fromkeys(talk.unanswered)),
+    )
 
 
-def not_chosen(variant: Variant, chosen: dict) -> str:
+def not_chosen(variant: Variant, chosen: Alternatives) -> str:
     """Why the implementation is not asked this, or nothing."""
     case = variant.case
     for name, value in {**case.requires, "dtype": variant.dtype}.items():
@@ -84,7 +94,7 @@ def not_chosen(variant: Variant, chosen: dict) -> str:
 class _Talk:
     """The questions of one variant, and what came of them."""
 
-    def __init__(self, implementation, variant: Variant):
+    def __init__(self, implementation: Any, variant: Variant):
         self.implementation, self.variant, self.case = implementation, variant, variant.case
         self.inputs = dict(variant.case.inputs)
         self.got: dict = {}
@@ -106,7 +116,7 @@ class _Talk:
         about |= {"kind": case.kind, "scale": case.scale}
         return Request(op, case.name, **(about | named | settings | arrays))
 
-    def ask(self, op: str):
+    def ask(self, op: str) -> Any:
         """The answer; None where there is none, and then why is in `skipped` or `errors`."""
         method = getattr(self.implementation, op, None)
         if method is None:
@@ -126,7 +136,7 @@ class _Talk:
             self.errors.append(f"{op}: answered None")
         return answer
 
-    def once(self):
+    def once(self) -> None:
         """init_magnitude, forward, merge and backward, as far as the case has them."""
         case = self.case
         if "m" not in case.inputs or "init" in case.gives:
@@ -145,7 +155,7 @@ class _Talk:
         if "backward" in case.gives:
             self.got.update(self.gradients() or {})
 
-    def turned_back(self, W):
+    def turned_back(self, W: Any) -> Any:
         """A merged weight as the case has it."""
         return np.transpose(W) if self.variant.turned and as_array(W) is not None else W
 
@@ -168,7 +178,7 @@ class _Talk:
             self.errors.append(f"backward: {', '.join(missing)} missing; the answer has {had}")
         return {name: answer[name] for name in expected if name not in missing}
 
-    def steps(self):
+    def steps(self) -> None:
         """Two steps of the case's optimizer with the implementation's gradients."""
         if hasattr(self.implementation, "after_steps"):  # it has the answers, as `Results` has
             self.got = self.ask("after_steps") or {}
@@ -180,9 +190,9 @@ class _Talk:
             y = self.ask("forward")
             try:
                 self.inputs["dy"] = np.asarray(y, np.float64) - target
-                found = self.ask("backward") if y is not None else None
-                for name in after if found is not None else ():
-                    gradient = np.asarray(found["d" + name], np.float64)
+                gradients = self.ask("backward") if y is not None else None
+                for name in after if gradients is not None else ():
+                    gradient = np.asarray(gradients["d" + name], np.float64)
                     value = np.asarray(self.inputs[name], np.float64)
                     moved = update(value, gradient, state.setdefault(name, {}), step, settings)
                     self.inputs[name] = moved.reshape(value.shape)
@@ -199,10 +209,10 @@ class _Talk:
 
     def differences(self) -> Iterator[Difference]:
         """Every output that came, held against what was expected."""
-        dtype, norm_grad = self.variant.dtype, self.variant.norm_grad
-        tolerance = self.case.tolerances[dtype]
+        norm_grad = self.variant.norm_grad
+        tolerance = self.case.tolerances[self.variant.dtype]
         tolerance = float("inf") if tolerance is None else tolerance
         for name, expected in self.case.expected.items():
             if name in self.got:
                 expected = expected[norm_grad] if isinstance(expected, dict) else expected
-                yield difference(name, self.got[name], expected, tolerance, dtype)
+                yield judged(name, self.got[name], expected, tolerance)
