@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minidora.evidence.gradcheck import central_differences, compare, relative_error
+from minidora.evidence.gradcheck import Difference, central_differences, compare, relative_error
 
 
 def test_relative_error_is_on_the_scale_of_the_array():
@@ -56,19 +56,10 @@ def test_the_verdict_of_a_difference_names_it_and_shows_both_values():
     got[1, 2], right[1, 2], right[0, 0] = 0.125, 0.75, 2.0
     got[0, 0] = 2.0
     verdict = compare({"dA": got, "dx": np.ones(2)}, {"dA": right, "dx": np.ones(2)}, 1e-9)
-    difference = verdict.differences[0]
-    assert (difference.name, difference.shape, difference.max_abs, difference.max_rel) == (
-        "dA",
-        (2, 3),
-        0.625,
-        0.3125,
-    )
-    assert (difference.worst, difference.got, difference.expected, difference.ok) == (
-        (1, 2),
-        0.125,
-        0.75,
-        False,
-    )
+    worst = verdict.worst
+    assert (worst.name, worst.shape, worst.max_abs, worst.max_rel) == ("dA", (2, 3), 0.625, 0.3125)
+    assert (worst.worst, worst.got, worst.expected, worst.ok) == ((1, 2), 0.125, 0.75, False)
+    assert str(worst) == "dA: relative error 3.1e-01, bound 1e-09, at [1, 2] 0.125 for 0.75"
     with pytest.raises(AssertionError, match="gradients differ: dA\n") as failure:
         verdict.raise_if_failed()
     for part in ("(2, 3)", "DIFFERS", "[1, 2]", "0.125", "0.75"):
@@ -80,6 +71,19 @@ def test_a_value_that_is_not_finite_never_agrees(bad):
     verdict = compare({"dx": np.array([1.0, bad])}, {"dx": np.array([1.0, 2.0])}, 1e9)
     assert not verdict.ok
     assert verdict.differences[0].worst == (1,) and verdict.differences[0].max_abs == np.inf
+
+
+def test_infinities_in_the_same_place_are_no_agreement():
+    both = Difference.between("y", [np.inf, 1.0], [np.inf, 1.0], np.inf)
+    assert not both.ok and both.max_rel == np.inf and both.worst == (0,)
+
+
+def test_a_difference_may_be_held_to_a_unit_of_its_own():
+    relative = Difference.between("r", [9.0, 0.0], [10.0, 0.0], 0.1)
+    absolute = Difference.between("r", [9.0, 0.0], [10.0, 0.0], 0.1, unit=1.0)
+    assert relative.max_rel == 0.1 and relative.ok and absolute.max_rel == 1 and not absolute.ok
+    assert Difference.between("r", 3.0, 3.0, 0.0).ok  # numbers are arrays without dimensions
+    assert Difference.between("r", [], [], 0.0).ok
 
 
 def test_tolerance_is_a_bound_of_the_relative_error():

@@ -177,6 +177,11 @@ class Check:
         mode = filter(None, (self.function.name, self.norm_grad, self.axis))
         return f"{', '.join(mode)}, against {self.witness.name}: {self.case.name}"
 
+    @property
+    def tolerance(self) -> float:
+        """The bound of every relative error."""
+        return self.witness.tolerance or self.function.tolerances[self.dtype]
+
     def verdict(self) -> Verdict:
         """Every gradient of the case held against the witness's."""
         exact = self.witness.tolerance is not None  # differences are taken in float64
@@ -187,8 +192,7 @@ class Check:
         grads = grads if isinstance(grads, dict) else grads._asdict()
         expected = self.witness.gradients(function, case.astype(np.float64), mode)
         expected = {name: grad for name, grad in expected.items() if name[1:] in case.trained}
-        tolerance = self.witness.tolerance or function.tolerances[self.dtype]
-        return compare(grads, expected, tolerance, vanishing=case.vanishing)
+        return compare(grads, expected, self.tolerance, vanishing=case.vanishing)
 
 
 def checks(present: Iterable[Witness], *, dtype: str = "float64", seed: int = 0) -> Iterator[Check]:

@@ -207,7 +207,7 @@ MARKS = {"pass": "✓", "fail": "✗", None: ""}
 
 
 def judgement(clauses: Clauses, clause: str) -> str | None:
-    """ "pass" where every variant passed, "fail" where one failed, or None where none was judged."""
+    """Whether every variant passed ("pass"), one failed ("fail"), or none was judged (None)."""
     return None if clause not in clauses else "fail" if clauses[clause] else "pass"
 
 
