@@ -4,39 +4,66 @@ Dense, unchecked, float64, and sharing no line with the modules it checks. The d
 of section 4.3 comes from passing the norm as a constant, `norm=`. Needs `pip install autograd`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import autograd.numpy as np
 from autograd import make_vjp
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+Settings = dict[str, Any]
 
 AXIS = {"per_output": 1, "per_input": 0}
 
 
-def norms(W, norm_axis, eps=1e-12):
+def norms(W: Array, norm_axis: str, eps: float = 1e-12) -> Array:
     """Norm of each weight vector of W (d_out, d_in), as (d_out,) or (d_in,)."""
     return np.sqrt(np.sum(W**2, axis=AXIS[norm_axis]) + eps**2)
 
 
-def decompose(W, norm_axis):
+def decompose(W: Array, norm_axis: str) -> tuple[Array, Array]:
     """Magnitudes and unit directions of W (Eq. 2)."""
     m = norms(W, norm_axis)
     return m, (W / m[:, None] if norm_axis == "per_output" else W / m[None, :])
 
 
-def recompose(m, V_unit, norm_axis):
+def recompose(m: Array, V_unit: Array, norm_axis: str) -> Array:
     """W from magnitudes and directions (Eq. 2)."""
     return m[:, None] * V_unit if norm_axis == "per_output" else m[None, :] * V_unit
 
 
-def lora_delta(A, B, scale):
+def lora_delta(A: Array, B: Array, scale: float) -> Array:
     """The update of Eq. 1."""
     return scale * np.dot(B, A)
 
 
-def lora_forward(x, W0, A, B, scale, *, bias=None, mask=None):
+def lora_forward(
+    x: Array,
+    W0: Array,
+    A: Array,
+    B: Array,
+    scale: float,
+    *,
+    bias: Array | None = None,
+    mask: Array | None = None,
+) -> Array:
     """y of Eq. 1 through the dense sum of weights."""
     return _affine(x, W0, W0 + lora_delta(A, B, scale), bias, mask)
 
 
-def dora_weight(W0, A, B, m, scale, *, norm_axis="per_output", eps=1e-12, norm=None):
+def dora_weight(
+    W0: Array,
+    A: Array,
+    B: Array,
+    m: Array,
+    scale: float,
+    *,
+    norm_axis: str = "per_output",
+    eps: float = 1e-12,
+    norm: Array | None = None,
+) -> Array:
     """W of Eq. 5; `norm`, if given, stands in for ‖V‖ as a constant."""
     V = W0 + lora_delta(A, B, scale)
     c = norms(V, norm_axis, eps) if norm is None else norm
@@ -44,25 +71,40 @@ def dora_weight(W0, A, B, m, scale, *, norm_axis="per_output", eps=1e-12, norm=N
 
 
 def dora_forward(
-    x, W0, A, B, m, scale, *, bias=None, norm_axis="per_output", mask=None, eps=1e-12, norm=None
-):
+    x: Array,
+    W0: Array,
+    A: Array,
+    B: Array,
+    m: Array,
+    scale: float,
+    *,
+    bias: Array | None = None,
+    norm_axis: str = "per_output",
+    mask: Array | None = None,
+    eps: float = 1e-12,
+    norm: Array | None = None,
+) -> Array:
     """y of Eq. 5 through the dense weight."""
     W = dora_weight(W0, A, B, m, scale, norm_axis=norm_axis, eps=eps, norm=norm)
     return _affine(x, W0, W, bias, mask)
 
 
-def recover_magnitude(W, W0, A, B, scale, *, norm_axis="per_output"):
+def recover_magnitude(
+    W: Array, W0: Array, A: Array, B: Array, scale: float, *, norm_axis: str = "per_output"
+) -> Array:
     """m from a merged W, sign included."""
     V = W0 + lora_delta(A, B, scale)
     return np.sum(W * V, axis=AXIS[norm_axis]) / norms(V, norm_axis)
 
 
-def lora_gradients(dy, inputs, settings):
+def lora_gradients(dy: Array, inputs: Arrays, settings: Settings) -> Arrays:
     """Gradients of sum(dy * lora_forward) for x, A, B and bias, as {"dx": ..., ...}."""
     return gradients(lora_forward, dy, inputs, settings)
 
 
-def dora_gradients(dy, inputs, settings, *, norm_grad="exact"):
+def dora_gradients(
+    dy: Array, inputs: Arrays, settings: Settings, *, norm_grad: str = "exact"
+) -> Arrays:
     """Gradients of sum(dy * dora_forward) for x, A, B, m and bias, as {"dx": ..., ...}."""
     if norm_grad == "detached":
         V = inputs["W0"] + lora_delta(inputs["A"], inputs["B"], settings["scale"])
@@ -71,14 +113,16 @@ def dora_gradients(dy, inputs, settings, *, norm_grad="exact"):
     return gradients(dora_forward, dy, inputs, settings)
 
 
-def gradients(forward, dy, inputs, settings):
+def gradients(
+    forward: Callable[..., Array], dy: Array, inputs: Arrays, settings: Settings
+) -> Arrays:
     """Gradients of sum(dy * forward(**inputs, **settings)) for every input except W0."""
     trained = {name: value for name, value in inputs.items() if name != "W0"}
     vjp, _ = make_vjp(lambda p: forward(W0=inputs["W0"], **p, **settings))(trained)
     return {"d" + name: grad for name, grad in vjp(dy).items()}
 
 
-def _affine(x, W0, W, bias, mask):
+def _affine(x: Array, W0: Array, W: Array, bias: Array | None, mask: Array | None) -> Array:
     """x @ W.T + bias, where a mask on x acts on W - W0 alone."""
     y = np.dot(x, W.T) if mask is None else np.dot(x, W0.T) + np.dot(x * mask, (W - W0).T)
     return y if bias is None else y + bias

@@ -4,11 +4,18 @@ Shares no line with the modules it checks nor with `by_autograd`. Takes and retu
 arrays, computing on the device asked for. Needs `pip install "torch>=2.6,<2.14"`.
 """
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import linear
 
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+Settings = dict[str, Any]
 
-def lora_gradients(dy, inputs, settings, *, device="cpu"):
+
+def lora_gradients(dy: Array, inputs: Arrays, settings: Settings, *, device: str = "cpu") -> Arrays:
     """Gradients of sum(dy * y) of a LoRA layer for x, A, B and bias, as {"dx": ..., ...}."""
 
     def adapted(W0, A, B, **_):
@@ -17,7 +24,14 @@ def lora_gradients(dy, inputs, settings, *, device="cpu"):
     return _gradients(adapted, dy, inputs, settings, device)
 
 
-def dora_gradients(dy, inputs, settings, *, norm_grad="exact", device="cpu"):
+def dora_gradients(
+    dy: Array,
+    inputs: Arrays,
+    settings: Settings,
+    *,
+    norm_grad: str = "exact",
+    device: str = "cpu",
+) -> Arrays:
     """Gradients of sum(dy * y) of a DoRA layer for x, A, B, m and bias, as {"dx": ..., ...}."""
     eps = settings.get("eps", 1e-12)
     dim = -1 if settings["norm_axis"] == "per_output" else 0

@@ -6,10 +6,14 @@ above both dimensions, no rows, single vectors, zero vectors, a large eps.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from ..decomposition import norms
+
+Array = NDArray[Any]  # most of them floating, some tokens or padding
 
 
 @dataclass(frozen=True)
@@ -17,19 +21,19 @@ class Case:
     """One awkward set of arguments: `forward(**inputs, **settings)`, and the cotangent dy."""
 
     name: str
-    inputs: dict[str, np.ndarray]
-    settings: dict
-    dy: np.ndarray
+    inputs: dict[str, Array]
+    settings: dict[str, Any]
+    dy: Array
     smooth: bool = True  # False where the function bends within a central difference's step
     frozen: tuple[str, ...] = ("W0",)  # inputs that have no gradient
     vanishing: tuple[str, ...] = ()  # gradients that are zero but for rounding
 
     @property
-    def trained(self) -> dict[str, np.ndarray]:
+    def trained(self) -> dict[str, Array]:
         """The inputs that have a gradient."""
         return {name: a for name, a in self.inputs.items() if name not in self.frozen}
 
-    def astype(self, dtype) -> "Case":
+    def astype(self, dtype: DTypeLike) -> "Case":
         """The same case with every array rounded to `dtype`."""
 
         def cast(value):
@@ -55,7 +59,7 @@ SHAPES = [
 ]
 
 
-def lora_cases(rng: np.random.Generator, norm_axis: None = None) -> Iterator[Case]:
+def lora_cases(rng: np.random.Generator, _: None = None) -> Iterator[Case]:
     """Cases for y = x @ (W0 + scale * B @ A).T + bias."""
     for name, lead, d_out, d_in, rank, scale, has_bias, masked in SHAPES:
         inputs = {
@@ -66,7 +70,7 @@ def lora_cases(rng: np.random.Generator, norm_axis: None = None) -> Iterator[Cas
         }
         if has_bias:
             inputs["bias"] = rng.normal(size=d_out)
-        settings = {"scale": scale}
+        settings: dict[str, Any] = {"scale": scale}
         if masked:
             settings["mask"] = (rng.random((*lead, d_in)) < 0.7) / 0.7
         yield Case(name, inputs, settings, rng.normal(size=(*lead, d_out)))

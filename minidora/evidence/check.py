@@ -44,7 +44,7 @@ class Function:
     forward: Callable
     backward: Callable
     witness: str  # by_autograd.<witness>_gradients, and so in by_torch
-    cases: Callable[[np.random.Generator, str | None], Iterator[Case]]
+    cases: Callable[[np.random.Generator, Any], Iterator[Case]]  # given an axis, or None
     norm_axes: tuple[str | None, ...] = (None,)
     norm_grads: tuple[str | None, ...] = (None,)
     tolerances: Mapping[str, float] = field(default_factory=lambda: TOLERANCES)  # by dtype
@@ -92,10 +92,14 @@ class Witness:
     """An independent source of gradients, or the reason why it is not here."""
 
     name: str
-    gradients: Callable[[Function, Case, Mode], Gradients] | None
+    gradients: Callable[[Function, Case, Mode], Gradients]
     missing: str = ""  # the command that installs it
     tolerance: float | None = None  # None: by dtype
     only: tuple[str, ...] = ("lora", "dora", "network")  # PyTorch's networks stand in the tests
+
+
+def _absent(function: Function, case: Case, mode: Mode) -> Gradients:
+    raise ModuleNotFoundError("this witness is not installed")
 
 
 def _central(function: Function, case: Case, mode: Mode) -> Gradients:
@@ -123,7 +127,7 @@ def witnesses(device: str = "auto") -> list[Witness]:
 def _autograd_witness() -> Witness:
     """The autograd library, where it is installed."""
     if not importlib.util.find_spec("autograd"):
-        return Witness("autograd", None, INSTALL["autograd"])
+        return Witness("autograd", _absent, INSTALL["autograd"])
     from . import by_autograd, networks_by_autograd
 
     def held(function: Function, case: Case, mode: Mode) -> Gradients:
@@ -139,7 +143,7 @@ def _torch_witnesses(device: str) -> list[Witness]:
     if not importlib.util.find_spec("torch"):
         if device == "cuda":
             raise ValueError(f"device: 'cuda' needs PyTorch: {INSTALL['torch']}")
-        return [Witness("torch", None, INSTALL["torch"])]
+        return [Witness("torch", _absent, INSTALL["torch"])]
     import torch
 
     from ..pytorch import witness
@@ -275,7 +279,7 @@ def run(*, device: str = "auto", dtype: str = "float64", seed: int = 0) -> Resul
 
 def table(result: Result) -> str:
     """The result as text: a line each, then the witnesses that are missing, then the verdict."""
-    rows = [(*COLUMNS, "max rel error", "bound", "verdict")]
+    rows: list[tuple[str, ...]] = [(*COLUMNS, "max rel error", "bound", "verdict")]
     for line in result.lines:
         error, bound = f"{line.worst.max_rel:.1e}", f"{line.worst.tolerance:.0e}"
         verdict = "agrees" if line.ok else f"DIFFERS (case: {line.worst.name})"

@@ -44,7 +44,7 @@ def central_differences(
         moved = np.array(value, np.float64)  # the one copy that moves
         grad = np.empty_like(moved)
         for i in np.ndindex(moved.shape):
-            p = moved[i]
+            p = float(moved[i])
             h = step * max(1.0, abs(p))
             moved[i] = p + h
             above, up = f(**{**inputs, name: moved}), moved[i]

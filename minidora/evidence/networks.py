@@ -7,27 +7,36 @@ hold the network as a template, tokens, targets and padding. Networks end in the
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from .. import nn
 from ..nn.layer import own_arrays, rebuilt
-from .cases import Case
+from .cases import Array, Case
 
 TOLERANCES = {"float64": 1e-8, "float32": 1e-4}
 
 
 def forward(
-    *, template, x=None, tokens=None, targets=None, padding=None, seed=None, witness=None, **arrays
-):
+    *,
+    template: nn.Layer,
+    x: Array | None = None,
+    tokens: Array | None = None,
+    targets: Array | None = None,
+    padding: Array | None = None,
+    seed: int | None = None,
+    witness: str | None = None,
+    **arrays: Array,
+) -> tuple[Array, tuple]:
     """The template with these arrays, run; the loss where there are targets; seed: of dropout."""
 
     def with_arrays(path, layer):
         at = f"{path}." if path else ""
         return replace(layer, **{name: arrays[at + name] for name, _ in own_arrays(layer)})
 
-    model = rebuilt(template, with_arrays)
-    extra = {} if padding is None else {"padding": padding}
+    model: Any = rebuilt(template, with_arrays)
+    extra: dict[str, Any] = {} if padding is None else {"padding": padding}
     if seed is not None:
         extra["rng"] = np.random.default_rng(seed)
     y, cache = model.forward(tokens if x is None else x, **extra)
@@ -37,7 +46,7 @@ def forward(
     return np.asarray(loss), (model, cache, dlogits)
 
 
-def backward(dy, cache) -> dict[str, np.ndarray]:
+def backward(dy: Array, cache: tuple) -> dict[str, Array]:
     """Gradients by "d" and the path."""
     model, cache, dlogits = cache
     dx, grads = model.backward(dy * dlogits, cache)
@@ -49,15 +58,14 @@ def _case(
     name, model, rng, *, witness, x=None, tokens=None, targets=None, padding=None, seed=None
 ) -> Case:
     """A case of a model, its trained arrays moved away from where they start."""
-    trained, inputs = nn.trained(model), {}
+    trained, inputs = nn.trained(model), dict[str, Any]()
     for path, array in nn.parameters(model).items():
         inputs[path] = array + 0.3 * rng.normal(size=array.shape) if path in trained else array
     frozen = tuple(path for path in inputs if path not in trained)
     if x is not None:
         inputs["x"] = x
-    settings = {"template": model, "tokens": tokens, "targets": targets, "padding": padding}
-    settings["seed"] = seed
-    settings["witness"] = (witness, plain_settings(model))
+    settings: dict[str, Any] = {"template": model, "tokens": tokens, "targets": targets}
+    settings |= {"padding": padding, "seed": seed, "witness": (witness, plain_settings(model))}
     y, _ = forward(**inputs, **settings)
     dy = rng.normal(size=y.shape) if targets is None else np.asarray(1.0)
     # the detached gradient is no derivative, so differences of the loss cannot find it
@@ -67,7 +75,7 @@ def _case(
     return Case(name, inputs, settings, dy, not detached, frozen, vanishing)
 
 
-def plain_settings(model) -> dict[str, dict]:
+def plain_settings(model: nn.Layer) -> dict[str, dict]:
     """What the witnesses need to know of each layer, by path."""
     names = ("scale", "norm_axis", "norm_grad", "strength", "heads", "dropout", "rate")
     return {
@@ -77,10 +85,11 @@ def plain_settings(model) -> dict[str, dict]:
     }
 
 
-def single_layers(kind: str, rng, _=None) -> Iterator[Case]:
+def single_layers(kind: str, rng: np.random.Generator, _: None = None) -> Iterator[Case]:
     """One layer by itself, on x of two leading dimensions."""
     x, d = rng.normal(size=(2, 5, 6)), 6
     wide = {"dtype": np.float64}
+    model: Any
     if kind == "linear":
         model = nn.Linear.init(d, 4, rng, **wide)
     elif kind == "layer_norm":
@@ -99,35 +108,45 @@ def single_layers(kind: str, rng, _=None) -> Iterator[Case]:
     yield _case(kind, model, rng, witness=kind, x=x)
 
 
-def embeddings(rng, _=None) -> Iterator[Case]:
+def embeddings(rng: np.random.Generator, _: None = None) -> Iterator[Case]:
     """Some rows used often, some never."""
     model = nn.Embedding.init(7, 4, rng, dtype=np.float64)
     yield _case("used twice", model, rng, witness="embedding", tokens=rng.integers(5, size=(3, 4)))
 
 
-def adapted(method: str, rng, _=None, **settings) -> Iterator[Case]:
+def adapted(
+    method: str, rng: np.random.Generator, _: None = None, **settings: Any
+) -> Iterator[Case]:
     """One linear layer, adapted, at full and at other strengths."""
     for strength, dropout in ((1.0, 0.0), (0.6, 0.0), (0.7, 0.4)):
-        base = nn.Linear.init(6, 4, rng, dtype=np.float64)
+        base: Any = nn.Linear.init(6, 4, rng, dtype=np.float64)
         base.bias += rng.normal(size=4)
-        given = {"rank": 2, "alpha": 3, "rng": rng, "strength": strength, "dropout": dropout}
+        given: dict[str, Any] = {
+            "rank": 2,
+            "alpha": 3,
+            "rng": rng,
+            "strength": strength,
+            "dropout": dropout,
+        }
         model = nn.adapt(base, method, **given, **settings)
         x, seed = rng.normal(size=(2, 5, 6)), 3 if dropout else None
         name = f"strength {strength}, dropout {dropout}"
         yield _case(name, model, rng, witness="linear", x=x, seed=seed)
 
 
-def mlps(method: str, rng, _=None, **settings) -> Iterator[Case]:
+def mlps(method: str, rng: np.random.Generator, _: None = None, **settings: Any) -> Iterator[Case]:
     """A small classifier with one label ignored."""
-    model = nn.MLP.init((5, 7, 6, 3), rng, dtype=np.float64)
+    model: Any = nn.MLP.init((5, 7, 6, 3), rng, dtype=np.float64)
     targets = np.array([0, 2, -1, 1, 2])
     model = _method(model, method, None, rng, settings)
     yield _case("mlp", model, rng, witness="mlp", x=rng.normal(size=(5, 5)), targets=targets)
 
 
-def transformers(method: str, rng, _=None, **settings) -> Iterator[Case]:
+def transformers(
+    method: str, rng: np.random.Generator, _: None = None, **settings: Any
+) -> Iterator[Case]:
     """A small language model, padded on the right; q and v, or all of it, train."""
-    model = nn.Transformer.init(7, 6, 2, 2, 5, rng, dtype=np.float64)
+    model: Any = nn.Transformer.init(7, 6, 2, 2, 5, rng, dtype=np.float64)
     model = nn.thaw(model)
     for array in nn.parameters(model).values():
         array += 0.1 * rng.normal(size=array.shape)
@@ -146,7 +165,7 @@ def _method(model, method, targets, rng, settings):
     return nn.adapt(model, method, targets, rank=2, alpha=3, rng=rng, **settings)
 
 
-DETACHED_PER_INPUT = {"norm_axis": "per_input", "norm_grad": "detached"}
+DETACHED_PER_INPUT: dict[str, Any] = {"norm_axis": "per_input", "norm_grad": "detached"}
 CASES: dict[str, Callable] = {
     "Linear": partial(single_layers, "linear"),
     "LayerNorm": partial(single_layers, "layer_norm"),

@@ -5,15 +5,22 @@ adapted layer needs besides, by the layer's path. Shares no line with what it ch
 `pip install autograd`.
 """
 
+from typing import Any
+
 import autograd.numpy as np
 from autograd import make_vjp
 from autograd.extend import defvjp, primitive
+from numpy.typing import NDArray
 
 from . import by_autograd
 
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+Settings = dict[str, Any]
+
 
 @primitive
-def constant(a):
+def constant(a: Array) -> Array:
     """`a`, through which no gradient flows."""
     return a
 
@@ -21,12 +28,12 @@ def constant(a):
 defvjp(constant, lambda ans, a: lambda g: 0 * g)
 
 
-def get(p, path, name):
+def get(p: Arrays, path: str, name: str) -> Any:
     """The array `name` of the layer at `path`, or None."""
     return p.get(f"{path}.{name}" if path else name)
 
 
-def linear(p, settings, path, x):
+def linear(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
     """A linear layer, plain or adapted, whichever arrays it has."""
     bias = get(p, path, "bias")
     W0 = get(p, path, "weight")
@@ -46,39 +53,41 @@ def linear(p, settings, path, x):
     return y if bias is None else y + bias
 
 
-def dropped(seed, shape, rate):
+def dropped(seed: int, shape: tuple[int, ...], rate: float) -> Array:
     """The inverted-dropout mask that a generator of this seed draws first."""
     return (np.random.default_rng(seed).random(shape, np.float32) >= rate) / (1 - rate)
 
 
-def dropout(p, settings, path, x):
+def dropout(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
     """Inverted dropout."""
     return x * dropped(settings[path]["seed"], x.shape, settings[path]["rate"])
 
 
-def layer_norm(p, settings, path, x):
+def layer_norm(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
     """To mean 0 and variance 1, then gain and bias."""
     centred = x - np.mean(x, axis=-1, keepdims=True)
     var = np.mean(centred**2, axis=-1, keepdims=True)
     return centred / np.sqrt(var + 1e-5) * get(p, path, "gain") + get(p, path, "bias")
 
 
-def gelu(p, settings, path, x):
+def gelu(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
     """The tanh form."""
     return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
-def relu(p, settings, path, x):
+def relu(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
     """max(x, 0)."""
     return np.where(x > 0, x, 0.0)
 
 
-def embedding(p, settings, path, tokens):
+def embedding(p: Arrays, settings: Settings, path: str, tokens: Array) -> Array:
     """Rows of the table."""
     return get(p, path, "table")[tokens]
 
 
-def attention(p, settings, path, x, padding=None):
+def attention(
+    p: Arrays, settings: Settings, path: str, x: Array, padding: Array | None = None
+) -> Array:
     """Causal attention, head by head and row of the batch by row."""
     at = f"{path}." if path else ""
     heads = settings[path]["heads"]
@@ -100,7 +109,7 @@ def attention(p, settings, path, x, padding=None):
     return linear(p, settings, at + "o", np.stack(out))
 
 
-def cross_entropy(logits, targets, ignore=-1):
+def cross_entropy(logits: Array, targets: Array, ignore: int = -1) -> Array:
     """Mean over the targets that count."""
     logits, targets = np.reshape(logits, (-1, logits.shape[-1])), targets.reshape(-1)
     counts = np.flatnonzero(targets != ignore)
@@ -110,7 +119,7 @@ def cross_entropy(logits, targets, ignore=-1):
     return np.mean(log_sum - chosen[np.arange(len(counts)), targets[counts]])
 
 
-def mlp(p, settings, path, x):
+def mlp(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
     """ReLU between linear layers."""
     count = 1 + max(int(name.split(".")[1]) for name in p if name.startswith("layers."))
     for i in range(count):
@@ -119,7 +128,13 @@ def mlp(p, settings, path, x):
     return x
 
 
-def transformer(p, settings, path, tokens, padding=None):
+def transformer(
+    p: Arrays,
+    settings: Settings,
+    path: str,
+    tokens: Array,
+    padding: Array | None = None,
+) -> Array:
     """Pre-norm decoder."""
     x = p["tok.table"][tokens] + p["pos.table"][: tokens.shape[1]]
     for i in range(1 + max(int(n.split(".")[1]) for n in p if n.startswith("blocks."))):
@@ -143,18 +158,18 @@ FUNCTIONS = {
 }
 
 
-def value(inputs, settings):
+def value(inputs: Arrays, settings: Settings) -> Array:
     """y of a network, or its loss where there are targets."""
     name, layer_settings = settings["witness"]
     if settings["seed"] is not None:
         layer_settings = {"": {**layer_settings[""], "seed": settings["seed"]}}
-    x = inputs.get("x", settings["tokens"])
+    x = inputs["x"] if "x" in inputs else settings["tokens"]
     extra = () if settings["padding"] is None else (settings["padding"],)
     y = FUNCTIONS[name](inputs, layer_settings, "", x, *extra)
     return y if settings["targets"] is None else cross_entropy(y, settings["targets"])
 
 
-def network_gradients(dy, inputs, settings):
+def network_gradients(dy: Array, inputs: Arrays, settings: Settings) -> Arrays:
     """Gradients of sum(dy * value) for every input, frozen ones too, as {"d" + name: array}."""
     vjp, _ = make_vjp(lambda p: value(p, settings))(inputs)
     return {"d" + name: grad for name, grad in vjp(dy).items()}

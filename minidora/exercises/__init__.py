@@ -7,8 +7,10 @@ is "not yet" while its answer, or what its function returns, is still `...`.
 import os
 from collections.abc import Callable
 from functools import wraps
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..evidence.gradcheck import relative_error
 
@@ -45,7 +47,7 @@ def checker(check: Callable) -> Callable:
     """
 
     @wraps(check)
-    def verdict(answer) -> Verdict:
+    def verdict(answer: Any) -> Verdict:
         try:
             if answer is ...:
                 raise NotYet
@@ -61,7 +63,7 @@ def checker(check: Callable) -> Callable:
     return verdict
 
 
-def ask(function: Callable, *arguments):
+def ask(function: Callable, *arguments: Any) -> Any:
     """What the learner's function returns; NotYet where that is, or holds, `...`."""
     with np.errstate(all="ignore"):
         result = function(*arguments)
@@ -78,7 +80,7 @@ def expect(condition: bool, why: str) -> None:
         raise Wrong(why)
 
 
-def same(got, right, why: str, tolerance: float = 1e-9) -> None:
+def same(got: ArrayLike, right: ArrayLike, why: str, tolerance: float = 1e-9) -> None:
     """Raise Wrong unless `got` has the shape and, within tolerance, the values of `right`."""
     got, right = np.asarray(got, float), np.asarray(right, float)
     expect(got.shape == right.shape, f"expected shape {right.shape}, got shape {got.shape}")

@@ -1,5 +1,7 @@
 """Checkers of lesson 01, decomposition."""
 
+from typing import Any
+
 import numpy as np
 
 from ..decomposition import decompose
@@ -7,7 +9,7 @@ from . import ask, checker, expect, same
 
 
 @checker
-def split_rows(answer):
+def split_rows(answer: Any) -> None:
     """A function W -> (m, V_unit), per output, that survives a zero row."""
     W = np.random.default_rng(0).normal(size=(4, 6))
     W[2] = 0
@@ -24,7 +26,7 @@ def split_rows(answer):
 
 
 @checker
-def louder(answer):
+def louder(answer: Any) -> None:
     """A function (W, row, factor) -> W with one row speaking louder."""
     W = np.random.default_rng(1).normal(size=(5, 7))
     before = W.copy()
@@ -36,7 +38,7 @@ def louder(answer):
 
 
 @checker
-def shapes(answer):
+def shapes(answer: Any) -> None:
     """The shapes of m for W (3072, 768): (per_output, per_input)."""
     answer = ask(lambda: tuple(answer))
     expect(len(answer) == 2, "give two shapes: per_output, then per_input")

@@ -1,5 +1,7 @@
 """Checkers of lesson 02, low-rank updates."""
 
+from typing import Any
+
 import numpy as np
 
 from ..evidence.gradcheck import central_differences
@@ -8,7 +10,7 @@ from . import ask, checker, expect, same
 
 
 @checker
-def lora_gradients(answer):
+def lora_gradients(answer: Any) -> None:
     """A function (dy, x, A, B, scale) -> (dA, dB)."""
     rng = np.random.default_rng(0)
     shapes = {"x": (5, 4), "W0": (3, 4), "A": (2, 4), "B": (3, 2)}
@@ -31,7 +33,7 @@ def lora_gradients(answer):
 
 
 @checker
-def right_angle_growth(answer):
+def right_angle_growth(answer: Any) -> None:
     """A function (m, dD) -> how much longer w gets by an update at a right angle to it."""
     rng = np.random.default_rng(1)
     w = rng.normal(size=6)
@@ -45,7 +47,7 @@ def right_angle_growth(answer):
 
 
 @checker
-def largest_rank(answer):
+def largest_rank(answer: Any) -> None:
     """The largest rank at which LoRA on a (128, 64) matrix trains fewer numbers than the matrix."""
     expect(answer != 64, "at rank 64 A and B together hold more numbers than the matrix")
     expect(answer == (128 * 64 - 1) // (128 + 64), "count A and B: r * (128 + 64) < 128 * 64")

@@ -1,20 +1,23 @@
 """Checkers of lesson 03, the DoRA layer."""
 
+from typing import Any
+
 import numpy as np
 
+from .._boundary import Array
 from ..decomposition import norms
 from ..dora import dora_weight, recover_magnitude
 from . import ask, checker, expect, same
 
 
-def _layer():
+def _layer() -> tuple:
     rng = np.random.default_rng(0)
     W0, A, B = (rng.normal(size=shape) for shape in ((5, 7), (2, 7), (5, 2)))
     return W0, A, B, rng.normal(size=5), 0.7
 
 
 @checker
-def merged_weight(answer):
+def merged_weight(answer: Any) -> None:
     """A function (W0, A, B, m, scale) -> W of Eq. 5, per output."""
     W0, A, B, m, scale = _layer()
     W = ask(answer, W0, A, B, m, scale)
@@ -33,7 +36,7 @@ def merged_weight(answer):
 
 
 @checker
-def extra_parameters(answer):
+def extra_parameters(answer: Any) -> None:
     """A function (d_out, d_in, norm_axis) -> how many numbers DoRA trains beyond LoRA."""
     per_output = ask(answer, 3072, 768, "per_output")
     per_input = ask(answer, 3072, 768, "per_input")
@@ -42,7 +45,7 @@ def extra_parameters(answer):
 
 
 @checker
-def magnitude_back(answer):
+def magnitude_back(answer: Any) -> None:
     """A function (W, W0, A, B, scale) -> m, whatever its sign."""
     W0, A, B, m, scale = _layer()
     W = dora_weight(W0, A, B, m, scale)
@@ -51,14 +54,14 @@ def magnitude_back(answer):
     same(got, recover_magnitude(W, W0, A, B, scale), "project the rows of W on V's unit rows")
 
 
-def mystery(W0, A, B, m, scale):
+def mystery(W0: Array, A: Array, B: Array, m: Array, scale: float) -> Array:
     """A DoRA weight with one bug. Which?"""
     V = W0 + scale * B @ A
     return m[:, None] * V / norms(W0 + B @ A, "per_output")[:, None]
 
 
 @checker
-def which_bug(answer):
+def which_bug(answer: Any) -> None:
     """The name of the bug in `mystery`."""
     names = ("wrong axis", "norm of W0", "no scale in the norm", "bias scaled")
     expect(answer in names, f"choose one of {names}")

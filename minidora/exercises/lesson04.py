@@ -1,5 +1,7 @@
 """Checkers of lesson 04, gradients."""
 
+from typing import Any
+
 import numpy as np
 
 from ..dora import dora_backward, dora_forward
@@ -7,7 +9,7 @@ from . import ask, checker, expect, same
 
 
 @checker
-def dm_and_dB(answer):
+def dm_and_dB(answer: Any) -> None:
     """A function (G, V, A, m, scale) -> (dm, dB)."""
     rng = np.random.default_rng(0)
     W0, A, B = (rng.normal(size=shape) for shape in ((4, 6), (2, 6), (4, 2)))
@@ -29,7 +31,7 @@ def dm_and_dB(answer):
 
 
 @checker
-def wrong_terms(answer):
+def wrong_terms(answer: Any) -> None:
     """The wrong terms of the three broken backward passes."""
     answer = ask(lambda: tuple(answer))
     names = ("scale in dA", "projection in dV", "1 / c in dm", "m / c in dV", "W in dx")

@@ -1,18 +1,20 @@
 """Checkers of lesson 05, projection."""
 
+from typing import Any
+
 import numpy as np
 
 from ..projection import project, split
 from . import ask, checker, expect, same
 
 
-def _gradient():
+def _gradient() -> tuple:
     rng = np.random.default_rng(0)
     return rng.normal(size=(5, 8)), rng.normal(size=(5, 8)) * 3
 
 
 @checker
-def my_project(answer):
+def my_project(answer: Any) -> None:
     """A function (G, V) -> the tangential part of each row, no (d, d) matrix built."""
     G, V = _gradient()
     got = ask(answer, G, V)
@@ -32,7 +34,7 @@ def my_project(answer):
 
 
 @checker
-def norm_after(answer):
+def norm_after(answer: Any) -> None:
     """A function (c, t, rate) -> the norm of v after a tangential step of length rate * t."""
     got = ask(answer, 3.0, 8.0, 0.5)
     expect(not np.isclose(got, 7.0), "the step stands at a right angle; lengths do not add up")
@@ -41,7 +43,7 @@ def norm_after(answer):
 
 
 @checker
-def radial_share(answer):
+def radial_share(answer: Any) -> None:
     """A function (G, V) -> the share of each row's squared length that lies along V."""
     G, V = _gradient()
     got = ask(answer, G, V)

@@ -1,5 +1,7 @@
 """Checkers of lesson 06, cost."""
 
+from typing import Any
+
 import numpy as np
 
 from ..decomposition import norms
@@ -7,7 +9,7 @@ from . import ask, checker, expect, same
 
 
 @checker
-def factored_norms(answer):
+def factored_norms(answer: Any) -> None:
     """A function (W0_sq, WA, A, B, scale) -> the norms of the rows of V, V never formed."""
     rng = np.random.default_rng(0)
     W0, A, B = (rng.normal(size=shape) for shape in ((5, 7), (2, 7), (5, 2)))
@@ -22,7 +24,7 @@ def factored_norms(answer):
 
 
 @checker
-def magnitude_gradient(answer):
+def magnitude_gradient(answer: Any) -> None:
     """A function (dy, z, c) -> dm, G never formed."""
     rng = np.random.default_rng(1)
     x, V, dy = rng.normal(size=(9, 7)), rng.normal(size=(5, 7)), rng.normal(size=(9, 5))
@@ -36,7 +38,7 @@ def magnitude_gradient(answer):
 
 
 @checker
-def dense_bytes(answer):
+def dense_bytes(answer: Any) -> None:
     """Bytes of V, W, G and dV of a float32 layer with d_in = d_out = 4096."""
     each = 4096 * 4096 * 4
     expect(answer not in (4096**2, 4 * 256), "in bytes, please; a float32 has four")

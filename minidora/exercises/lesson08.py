@@ -1,12 +1,14 @@
 """Checkers of lesson 08, a transformer that fine-tunes."""
 
+from typing import Any
+
 import numpy as np
 
 from . import ask, checker, expect, same
 
 
 @checker
-def causal(answer):
+def causal(answer: Any) -> None:
     """A function (scores) -> attention weights: softmax of each row over itself and before."""
     scores = np.random.default_rng(0).normal(size=(4, 4))
     got = np.asarray(ask(answer, scores.copy()), float)
@@ -31,7 +33,7 @@ def causal(answer):
 
 
 @checker
-def temperature(answer):
+def temperature(answer: Any) -> None:
     """A function (logits, temperature) -> probabilities to draw the next token from."""
     logits = np.array([2.0, 1.0, -1.0])
     got = ask(answer, logits.copy(), 0.5)

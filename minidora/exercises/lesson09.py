@@ -1,19 +1,21 @@
 """Checkers of lesson 09, how magnitude and direction move."""
 
+from typing import Any
+
 import numpy as np
 
 from . import ask, checker, expect, same
 
 
 @checker
-def delta(answer):
+def delta(answer: Any) -> None:
     """A function (W0, W) -> (ΔM, ΔD) of one matrix, a vector for each column."""
     rng = np.random.default_rng(0)
     W0, W = rng.normal(size=(2, 5, 3))
     W[:, 1] *= 0.2  # one column shrinks, so that a sign shows
-    found = ask(answer, W0.copy(), W.copy())
-    expect(np.shape(found) == (2,), "return two numbers, ΔM and ΔD, each a mean over the columns")
-    dM, dD = found
+    result = ask(answer, W0.copy(), W.copy())
+    expect(np.shape(result) == (2,), "return two numbers, ΔM and ΔD, each a mean over the columns")
+    dM, dD = result
     m0, m = np.linalg.norm(W0, axis=0), np.linalg.norm(W, axis=0)
     n0, n = np.linalg.norm(W0, axis=1), np.linalg.norm(W, axis=1)
     cos, cos_rows = (W0 * W).sum(0) / m0 / m, (W0 * W).sum(1) / n0 / n
@@ -32,7 +34,7 @@ def delta(answer):
 
 
 @checker
-def equalised(answer):
+def equalised(answer: Any) -> None:
     """A function (W0, W) -> W with all updates of rows as long as the mean one."""
     rng = np.random.default_rng(1)
     W0 = rng.normal(size=(5, 3))
@@ -58,7 +60,7 @@ def equalised(answer):
 
 
 @checker
-def fisher_interval(answer):
+def fisher_interval(answer: Any) -> None:
     """The 95 % interval of r = -0.5 over 12 points."""
     got = np.asarray(answer, float)
     expect(got.shape == (2,), f"two numbers, low and high; got shape {got.shape}")

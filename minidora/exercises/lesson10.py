@@ -1,12 +1,14 @@
 """Checkers of lesson 10, rank, granularity, data and learning rate."""
 
+from typing import Any
+
 import numpy as np
 
 from . import ask, checker, expect, same
 
 
 @checker
-def choose(answer):
+def choose(answer: Any) -> None:
     """A function (losses (seeds, rates)) -> the index of the rate to take."""
     nan = np.nan
     cases = [
@@ -34,7 +36,7 @@ def choose(answer):
 
 
 @checker
-def mixed_count(answer):
+def mixed_count(answer: Any) -> None:
     """A function (d, r) -> numbers trained in one block of the mixed setting."""
     for d, r in ((32, 4), (10, 1)):
         got = ask(answer, d, r)
@@ -54,14 +56,14 @@ def mixed_count(answer):
 
 
 @checker
-def paired(answer):
+def paired(answer: Any) -> None:
     """A function (ours, theirs) -> (mean difference, its standard error) within seeds."""
     rng = np.random.default_rng(0)
     theirs = 2 + 0.3 * rng.normal(size=5)
     ours = theirs - 0.02 + 0.01 * rng.normal(size=5)
-    found = ask(answer, ours.copy(), theirs.copy())
-    expect(np.shape(found) == (2,), "two numbers: the mean, its standard error")
-    mean, error = found
+    result = ask(answer, ours.copy(), theirs.copy())
+    expect(np.shape(result) == (2,), "two numbers: the mean, its standard error")
+    mean, error = result
     gaps = ours - theirs
     expect(not np.isclose(mean, -gaps.mean()), "the other way round: ours less theirs")
     same(mean, gaps.mean(), "the mean over seeds of ours less theirs")

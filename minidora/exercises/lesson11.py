@@ -1,12 +1,14 @@
 """Checkers of lesson 11, the same layer in PyTorch."""
 
+from typing import Any
+
 import torch
 
 from . import NotYet, checker, expect
 
 
 @checker
-def scale(answer):
+def scale(answer: Any) -> None:
     """An autograd.Function for y = z * g, with the gradients of z and g."""
     torch.manual_seed(0)
     z = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
@@ -23,13 +25,13 @@ def scale(answer):
     with torch.no_grad():
         y = answer.forward(context, z, g)
         expect(torch.allclose(y, z * g), "forward should return z * g")
-        found = answer.backward(context, dy)
-    if found is ... or (isinstance(found, tuple) and any(part is ... for part in found)):
+        grads = answer.backward(context, dy)
+    if grads is ... or (isinstance(grads, tuple) and any(part is ... for part in grads)):
         raise NotYet
     expect(
-        isinstance(found, tuple) and len(found) == 2, "backward returns a gradient for z, one for g"
+        isinstance(grads, tuple) and len(grads) == 2, "backward returns a gradient for z, one for g"
     )
-    dz, dg = found
+    dz, dg = grads
     expect(dz is not None and dg is not None, "both z and g need a gradient")
     expect(dz.shape == z.shape, f"dz has shape {tuple(dz.shape)}, z has {tuple(z.shape)}")
     expect(
@@ -46,7 +48,7 @@ def scale(answer):
 
 
 @checker
-def trainable(answer):
+def trainable(answer: Any) -> None:
     """The numbers that train in 32 blocks of q and v, d = 4096, rank 16."""
     low, magnitudes = 16 * (4096 + 4096), 4096
     expect(answer != 64 * low, "that is A and B; the magnitudes are missing")

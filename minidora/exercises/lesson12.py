@@ -1,12 +1,14 @@
 """Checkers of lesson 12, porting."""
 
+from typing import Any
+
 from . import NotYet, checker, expect
 
 LETTERS = dict(zip([f"layer {i}" for i in range(1, 7)], "cfaebd", strict=True))
 
 
 @checker
-def guesses(answer):
+def guesses(answer: Any) -> None:
     """A letter for each of the six layers."""
     expect(isinstance(answer, dict), "a dict, {'layer 1': 'a', ...}")
     if any(value is ... for value in answer.values()):
@@ -20,7 +22,7 @@ def guesses(answer):
 
 
 @checker
-def alternatives(answer):
+def alternatives(answer: Any) -> None:
     """What the layer of exercise 2 chooses."""
     right = {"norm_axis": "per_input", "norm_grad": "detached", "dropout": "low_rank"}
     expect(isinstance(answer, dict), "a dict, as in class Port")
@@ -40,7 +42,7 @@ def alternatives(answer):
 
 
 @checker
-def scales(answer):
+def scales(answer: Any) -> None:
     """The scales of q and v for r = 8, alpha = 16, rsLoRA, and rank 32 for v."""
     expect(isinstance(answer, dict) and answer.keys() == {"q", "v"}, "a dict {'q': ..., 'v': ...}")
     if answer["q"] is ... or answer["v"] is ...:

@@ -3,11 +3,12 @@
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from .protocol import check_alternatives
 
 
-def load_adapter(target: str):
+def load_adapter(target: str) -> Any:
     """The object that "package.module:Adapter" names; a class is called without arguments.
 
     The current folder comes first in the search, as with `python -m`.
@@ -18,20 +19,20 @@ def load_adapter(target: str):
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    found = importlib.import_module(module_name)
+    implementation = importlib.import_module(module_name)
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(implementation, part):
             raise ValueError(f"--impl: expected a name in {module_name}, got {name!r}")
-        found = getattr(found, part)
-    return made(found)
+        implementation = getattr(implementation, part)
+    return made(implementation)
 
 
-def made(implementation):
+def made(implementation: Any) -> Any:
     """An implementation; a class is called without arguments."""
     return implementation() if isinstance(implementation, type) else implementation
 
 
-def described(adapter) -> dict:
+def described(adapter: Any) -> dict:
     """{"name", "version", "alternatives"} of an adapter, checked."""
     alternatives = check_alternatives(getattr(adapter, "alternatives", None))
     return {

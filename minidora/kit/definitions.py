@@ -4,17 +4,27 @@ Most inputs are multiples of 1/32 of at most 8 binary digits, the same number in
 bfloat16, float16, float32 and float64, so that one set of expected values serves every dtype.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .inputs import draw, linear, mask
+
+Inputs = dict[str, NDArray]
 
 AXES = ("per_output", "per_input")
 WIDE = ("float64", "float32")
 DTYPES = (*WIDE, "bfloat16", "float16")
-TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
+TOLERANCES: dict[str, float | None] = {
+    "float64": 1e-10,
+    "float32": 1e-5,
+    "bfloat16": 3e-2,
+    "float16": 4e-3,
+}
 """Relative, in the max-norm: some hundred thousand roundings in float64, some 4 to 100 below."""
 
 
@@ -28,7 +38,7 @@ class Definition:
     flags: tuple[str, ...]  # the known bugs it catches
     requires: dict[str, str]  # the alternatives it is for
     scale: float | None
-    inputs: dict[str, np.ndarray]
+    inputs: Inputs
     kind: str = "linear"
     gives: tuple[str, ...] = ("forward", "merge", "backward")
     settings: dict = field(default_factory=dict)
@@ -58,13 +68,22 @@ def definitions() -> list[Definition]:
 
 
 def case_of(
-    axis, name, clauses, flags, *, scale=0.75, level="must", shape=None, change=None, **more
-):
+    axis: str,
+    name: str,
+    clauses: tuple[str, ...],
+    flags: tuple[str, ...],
+    *,
+    scale: float | None = 0.75,
+    level: str = "must",
+    shape: dict[str, Any] | None = None,
+    change: Callable[[Inputs], Inputs] | None = None,
+    **options: Any,
+) -> Definition:
     """One linear case; `change` makes new values of some inputs out of all."""
     name = f"{name}.{axis}"
     inputs = linear(name, axis=axis, **(shape or {}))
     inputs.update(change(inputs) if change else {})
-    return Definition(name, clauses, level, flags, {"norm_axis": axis}, scale, inputs, **more)
+    return Definition(name, clauses, level, flags, {"norm_axis": axis}, scale, inputs, **options)
 
 
 def plain(axis: str) -> list[Definition]:
@@ -105,7 +124,11 @@ def special(axis: str) -> list[Definition]:
 
     of_start = {"d_out": 5, "d_in": 3} if axis == "per_output" else {"d_out": 3, "d_in": 5}
     single = {"d_in": 1, "rank": 1} if axis == "per_output" else {"d_out": 1, "rank": 1}
-    init = {"shape": of_start, "change": start, "gives": ("init", "forward", "merge", "backward")}
+    init: dict[str, Any] = {
+        "shape": of_start,
+        "change": start,
+        "gives": ("init", "forward", "merge", "backward"),
+    }
     larger = ("bias-scaled", "magnitude-not-trained")
     return [
         case("b_zero", ("G2", "G3"), ("norm-gradient",), change=lambda p: {"B": 0 * p["B"]}),
@@ -130,18 +153,18 @@ def cancelling(axis: str) -> list[Definition]:
 
     def cancelled(inputs):
         # V is 2^-30 in one entry of each vector and 0 elsewhere
-        where = (slice(None), 1) if axis == "per_output" else (1, slice(None))
-        inputs["A" if axis == "per_output" else "B"][where] = 0
+        index = (slice(None), 1) if axis == "per_output" else (1, slice(None))
+        inputs["A" if axis == "per_output" else "B"][index] = 0
         W0 = -0.5 * inputs["B"] @ inputs["A"]
-        W0[where] = 2.0**-30
+        W0[index] = 2.0**-30
         return {"W0": W0}
 
-    where = {"scale": 0.5, "shape": {"rank": 1}, "dtypes": WIDE}
+    shared: dict[str, Any] = {"scale": 0.5, "shape": {"rank": 1}, "dtypes": WIDE}
     loose, finite = {"float64": 1e-8, "float32": 1e-3}, {"float64": None, "float32": None}
-    some = {"change": nearly, "tolerances": loose, "level": "should"}
+    close: dict[str, Any] = {"change": nearly, "tolerances": loose, "level": "should"}
     return [
-        case("cancels", ("D6",), ("cancellation",), change=cancelled, tolerances=finite, **where),
-        case("nearly_cancels", ("D5",), ("cancellation",), **some, **where),
+        case("cancels", ("D6",), ("cancellation",), change=cancelled, tolerances=finite, **shared),
+        case("nearly_cancels", ("D5",), ("cancellation",), **close, **shared),
     ]
 
 
@@ -154,9 +177,9 @@ def masked(axis: str) -> list[Definition]:
             inputs = linear(full, d_out=5, d_in=4, axis=axis, **shape)
             inputs["mask"] = mask(full, inputs["x"].shape)
             requires = {"norm_axis": axis, "dropout": dropout}
-            where = ("must", ("dropout-terms",), requires, 1.5, inputs)
+            fields = ("must", ("dropout-terms",), requires, 1.5, inputs)
             cases.append(
-                Definition(full, ("P1", "P2"), *where, wrong=name == "dropout" and axis == AXES[0])
+                Definition(full, ("P1", "P2"), *fields, wrong=name == "dropout" and axis == AXES[0])
             )
     return cases
 
@@ -174,15 +197,15 @@ def zero_vectors(axis: str) -> list[Definition]:
         return inputs
 
     name, flags = f"zero_moved.{axis}", ("zero-vector-nan",)
-    where = ("must", flags, {"norm_axis": axis}, 0.75, zeroed("zero_moved", False))
-    moved = Definition(name, ("Z1",), *where)
+    fields = ("must", flags, {"norm_axis": axis}, 0.75, zeroed("zero_moved", False))
+    moved = Definition(name, ("Z1",), *fields)
     still = []
     for zero in ("unit", "dead"):
         name, requires = f"zero_still.{zero}.{axis}", {"norm_axis": axis, "zero_vector": zero}
         inputs = zeroed("zero_still", True)
-        where = ("must", flags, requires, 0.75, inputs)
+        fields = ("must", flags, requires, 0.75, inputs)
         bounds = TOLERANCES | {"float64": 1e-6}  # m is the implementation's own, perhaps float32
-        still.append(Definition(name, ("Z2", "Z3"), *where, tolerances=bounds))
+        still.append(Definition(name, ("Z2", "Z3"), *fields, tolerances=bounds))
     return [moved, *still]
 
 
@@ -222,8 +245,8 @@ def optional(axis: str) -> list[Definition]:
     for strength in (0.0, 0.5):
         name = f"strength_{'zero' if strength == 0 else 'half'}.{axis}"
         requires = {"norm_axis": axis, "strength": "interpolated"}
-        where = ("may", ("strength",), requires, 0.75, linear(name, axis=axis))
-        cases.append(Definition(name, ("S3",), *where, settings={"strength": strength}))
+        fields = ("may", ("strength",), requires, 0.75, linear(name, axis=axis))
+        cases.append(Definition(name, ("S3",), *fields, settings={"strength": strength}))
     return cases
 
 
@@ -233,9 +256,9 @@ def scalings() -> list[Definition]:
     for scaling in ("alpha_over_r", "alpha_over_sqrt_r"):
         requires = {"norm_axis": "per_output", "scaling": scaling}
         inputs = linear(scaling, rank=3)  # no other size is 3
-        where = ("must", ("scale-in-norm",), requires, None, inputs)
-        more = {"settings": {"alpha": 7.0}, "wrong": scaling == "alpha_over_r"}
-        cases.append(Definition(scaling, ("S2",), *where, **more))
+        fields = ("must", ("scale-in-norm",), requires, None, inputs)
+        options: dict[str, Any] = {"settings": {"alpha": 7.0}, "wrong": scaling == "alpha_over_r"}
+        cases.append(Definition(scaling, ("S2",), *fields, **options))
     return cases
 
 
@@ -252,8 +275,8 @@ def embeddings() -> list[Definition]:
             "m": draw(name, "m", (size,), 16, 112),
             "dy": draw(name, "dy", (2, 3, 4)),
         }
-        where = ("may", ("norm-axis",), {"embedding": embedding}, 1.5, inputs)
-        cases.append(Definition(name, ("E1", "E2"), *where, kind="embedding"))
+        fields = ("may", ("norm-axis",), {"embedding": embedding}, 1.5, inputs)
+        cases.append(Definition(name, ("E1", "E2"), *fields, kind="embedding"))
     return cases
 
 
@@ -272,9 +295,9 @@ def convolutions() -> list[Definition]:
             "bias": draw(name, "bias", (3,)),
             "dy": draw(name, "dy", (2, 3, height, width)),
         }
-        where = ("may", (), {"convolution": "per_output"}, 0.75, inputs)
+        fields = ("may", (), {"convolution": "per_output"}, 0.75, inputs)
         settings = {"stride": stride, "padding": padding}
-        cases.append(Definition(name, ("C1",), *where, kind="convolution", settings=settings))
+        cases.append(Definition(name, ("C1",), *fields, kind="convolution", settings=settings))
     return cases
 
 
@@ -303,8 +326,7 @@ def long_rows() -> list[Definition]:
             "m": np.array([96 * value, 72 * value]),  # the norms are some 46 times value
         }
         bounds = TOLERANCES | {"float64": 1e-8}  # an eps may show beside so small a norm
-        where = ("must", ("low-precision-norm",), {"norm_axis": axis}, 0.5, inputs)
-        dtypes = (*WIDE, *dtypes)
-        more = {"gives": ("forward", "merge"), "dtypes": dtypes, "tolerances": bounds}
-        cases.append(Definition(name, ("Q1",), *where, **more))
+        fields = ("must", ("low-precision-norm",), {"norm_axis": axis}, 0.5, inputs)
+        given: dict[str, Any] = {"gives": ("forward", "merge"), "dtypes": (*WIDE, *dtypes)}
+        cases.append(Definition(name, ("Q1",), *fields, tolerances=bounds, **given))
     return cases

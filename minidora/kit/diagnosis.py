@@ -4,7 +4,8 @@ Where a case has wrong answers stored beside the right ones, those are compared;
 linear case the same mistakes are computed (`wrong`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,40 +27,45 @@ ALONE = {
 
 
 def diagnose(
-    case: KitCase, dtype: str, norm_grad: str | None, got: dict, differences: list[Difference]
+    case: KitCase,
+    dtype: str,
+    norm_grad: str | None,
+    got: Mapping[str, Any],
+    differences: Sequence[Difference],
 ) -> list[str]:
     """Every mistake that would have given these outputs; none where no known one would.
 
     got: the answers by output; differences: each of them against what was expected.
     """
-    names = _found(case, norm_grad, got, differences)
+    names = _mistakes(case, norm_grad, got, differences)
     return [n for n in names if dtype == "float16" or not n.startswith(wrong.HALF)]
 
 
-def _found(case, norm_grad, got, differences) -> list[str]:
+def _mistakes(case, norm_grad, got, differences) -> list[str]:
     failed = {d.name for d in differences if not d.ok}
-    found = {name: as_array(value) for name, value in got.items()}
+    numbers = {name: as_array(value) for name, value in got.items()}
+    arrays = {name: array for name, array in numbers.items() if array is not None}
     tolerance = differences[0].tolerance
     special = (
         DEAD if case.requires.get("zero_vector") else CANCELLED if "D6" in case.clauses else ""
     )
     forward = failed & {"y", "W"}
-    if special and any(found[n] is not None and not np.isfinite(found[n]).all() for n in forward):
+    if special and any(not np.isfinite(arrays[n]).all() for n in forward & arrays.keys()):
         return [special]
     if case.kind == "convolution" or special == CANCELLED:
         return []
     if "steps" in case.gives:
         if not failed & set("ABm"):
             return []  # the merged weight alone
-        return _of_steps(case, norm_grad or "exact", found, min(tolerance, CLOSE))
+        return _of_steps(case, norm_grad or "exact", arrays, min(tolerance, CLOSE))
     group = "forward" if failed & set(wrong.OUTPUTS["forward"]) else "gradient"
-    asked = [n for n in wrong.OUTPUTS[group] if n in case.expected and found.get(n) is not None]
+    asked = [n for n in wrong.OUTPUTS[group] if n in case.expected and n in arrays]
     right = {n: _mode(case.expected[n], norm_grad) for n in asked}
     failed &= set(asked)
     names, alone = [], []
     for mistake, changed in candidates(case, group, asked, norm_grad or "exact"):
         given = right | changed
-        matched = {n for n in asked if alike(found[n], given[n], tolerance)}
+        matched = {n for n in asked if alike(arrays[n], given[n], tolerance)}
         if failed and failed <= matched:
             if matched == set(asked):
                 names.append(mistake)
@@ -68,7 +74,9 @@ def _found(case, norm_grad, got, differences) -> list[str]:
     return names or alone
 
 
-def candidates(case: KitCase, group: str, asked, norm_grad: str) -> Iterator[tuple[str, dict]]:
+def candidates(
+    case: KitCase, group: str, asked: Iterable[str], norm_grad: str
+) -> Iterator[tuple[str, dict]]:
     """Each mistake of a group with the outputs that it changes in this case."""
     mistakes = wrong.FORWARD if group == "forward" else wrong.GRADIENT
     if case.wrong:
@@ -95,8 +103,8 @@ def alike(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
     return bool((np.abs(a - b)[finite] <= tolerance * largest).all())
 
 
-def _of_steps(case, norm_grad, found, tolerance) -> list[str]:
-    tries = [(STALE, {}, True, norm_grad)]
+def _of_steps(case, norm_grad, arrays, tolerance) -> list[str]:
+    tries: list[tuple[str, dict, bool, str]] = [(STALE, {}, True, norm_grad)]
     tries += [(name, cells, False, norm_grad) for name, cells in wrong.GRADIENT.items()]
     for name, cells in wrong.FORWARD.items():
         # by hand, or by a framework, to which a wrong norm may be a constant
@@ -108,7 +116,7 @@ def _of_steps(case, norm_grad, found, tolerance) -> list[str]:
                 after = wrong.after_steps(case, case.inputs, cells, mode, stale)
         except (TypeError, ValueError):
             continue  # the mistake cannot be made here
-        if all(found.get(n) is not None and alike(found[n], after[n], tolerance) for n in "ABm"):
+        if all(n in arrays and alike(arrays[n], after[n], tolerance) for n in "ABm"):
             names.append(name)
     return list(dict.fromkeys(names))
 

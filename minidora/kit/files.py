@@ -35,8 +35,8 @@ class KitCase:
     @property
     def gives(self) -> tuple[str, ...]:
         """Which operations it asks for."""
-        found = {"y": "forward", "W": "merge", "dA": "backward", "m": "init"}
-        asked = tuple(op for name, op in found.items() if name in self.expected)
+        operations = {"y": "forward", "W": "merge", "dA": "backward", "m": "init"}
+        asked = tuple(op for name, op in operations.items() if name in self.expected)
         return ("steps",) if "optimizer" in self.settings else asked
 
 
@@ -71,8 +71,8 @@ def load(folder: str | Path | None = None) -> list[KitCase]:
 def left_out(cases: list[KitCase], folder: str | Path | None = None) -> list[str]:
     """Names of cases that `load` could not read, since safetensors is not installed."""
     names = _manifest(FOLDER if folder is None else Path(folder))[1]
-    found = {f"{case.name}.json" for case in cases}
-    return [name[:-5] for name in names if name.endswith(".json") and name not in found]
+    loaded = {f"{case.name}.json" for case in cases}
+    return [name[:-5] for name in names if name.endswith(".json") and name not in loaded]
 
 
 def _manifest(folder: Path) -> tuple[str, dict[str, str]]:

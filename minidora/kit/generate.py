@@ -11,9 +11,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mpmath import mp, mpf
+from numpy.typing import NDArray
 
 from .definitions import Definition, definitions
 from .optimizer import update
@@ -35,7 +37,7 @@ def exact(inputs: dict) -> dict:
     return {n: a if n == "tokens" else np.asarray(_mpf(a), object) for n, a in inputs.items()}
 
 
-def scale_of(case: Definition):
+def scale_of(case: Definition) -> Any:
     """The number that multiplies B A."""
     if case.scale is not None:
         return mpf(case.scale)
@@ -56,7 +58,7 @@ def matrix(case: Definition, p: dict) -> tuple[np.ndarray, np.ndarray, int]:
     return W0, s * (B @ A), 1 if case.requires["norm_axis"] == "per_output" else 0
 
 
-def norms(V: np.ndarray, axis: int, eps=0) -> np.ndarray:
+def norms(V: np.ndarray, axis: int, eps: Any = 0) -> np.ndarray:
     """Norms of the vectors of V, kept beside them."""
     return np.asarray(_sqrt((V * V).sum(axis=axis, keepdims=True) + eps * eps), object)
 
@@ -67,19 +69,19 @@ def magnitude(case: Definition, p: dict) -> np.ndarray:
     return norms(W0, axis, epsilon(case)).reshape(-1)
 
 
-def epsilon(case: Definition):
+def epsilon(case: Definition) -> Any:
     """What stands under the root beside the squares: nothing, unless a zero vector is to live."""
     return mpf("1e-12") if case.requires.get("zero_vector") == "unit" else mpf(0)
 
 
-def factors(case: Definition, p: dict, c=None) -> tuple:
+def factors(case: Definition, p: dict, c: NDArray | None = None) -> tuple:
     """W0, s B A and m / c beside them (Eq. 5); c, if given, is a constant."""
     W0, delta, axis = matrix(case, p)
     c = norms(W0 + delta, axis, epsilon(case)) if c is None else c
     return W0, delta, _over(np.expand_dims(p["m"], axis), c)
 
 
-def merged(case: Definition, p: dict, c=None) -> np.ndarray:
+def merged(case: Definition, p: dict, c: NDArray | None = None) -> np.ndarray:
     """The adapted weight, in the layout of W0."""
     W0, delta, g = factors(case, p, c)
     W = g * (W0 + delta)
@@ -90,7 +92,7 @@ def merged(case: Definition, p: dict, c=None) -> np.ndarray:
     return W.reshape(p["W0"].shape)
 
 
-def forward(case: Definition, p: dict, c=None) -> np.ndarray:
+def forward(case: Definition, p: dict, c: NDArray | None = None) -> np.ndarray:
     """y of Eq. 5."""
     W = merged(case, p, c)
     if case.kind == "embedding":
@@ -109,7 +111,7 @@ def forward(case: Definition, p: dict, c=None) -> np.ndarray:
     return y + p["bias"] if "bias" in p else y
 
 
-def convolve(x, W, bias, stride, padding) -> np.ndarray:
+def convolve(x: NDArray, W: NDArray, bias: NDArray, stride: int, padding: int) -> np.ndarray:
     """Cross-correlation: x (n, channels, h, w), W (d_out, channels, kh, kw)."""
     n, channels, height, width = x.shape
     padded = np.full((n, channels, height + 2 * padding, width + 2 * padding), mpf(0), object)
@@ -122,7 +124,7 @@ def convolve(x, W, bias, stride, padding) -> np.ndarray:
     return y
 
 
-def differentiate(f: Callable[[dict], object], p: dict, name: str) -> np.ndarray:
+def differentiate(f: Callable[[dict], Any], p: dict, name: str) -> np.ndarray:
     """Gradient of f at p for one array, entry by entry."""
     gradient = np.empty(p[name].shape, object)
     for i in np.ndindex(gradient.shape):
@@ -134,7 +136,7 @@ def differentiate(f: Callable[[dict], object], p: dict, name: str) -> np.ndarray
     return gradient
 
 
-def total(products: np.ndarray):
+def total(products: np.ndarray) -> Any:
     """The sum of all entries, 0 for none."""
     return sum(products.reshape(-1), mpf(0))
 
@@ -147,24 +149,25 @@ def gradients(case: Definition, p: dict) -> dict:
 
     W0, delta, axis = matrix(case, p)
     c = norms(W0 + delta, axis, epsilon(case))
-    found = {"d" + name: differentiate(loss, p, name) for name in TRAINED if name in p}
+    grads: dict[str, Any] = {"d" + n: differentiate(loss, p, n) for n in TRAINED if n in p}
     for name in ("A", "B"):
         detached = differentiate(lambda p: loss(p, c), p, name)
-        found["d" + name] = {"exact": found["d" + name], "detached": detached}
-    return found
+        grads["d" + name] = {"exact": grads["d" + name], "detached": detached}
+    return grads
 
 
 def two_steps(case: Definition, p: dict, norm_grad: str) -> dict:
     """A, B and m after each of two steps down 1/2 sum((y - target)²)."""
-    settings, state, after = numbers(case.settings["optimizer"]), {}, {"A": [], "B": [], "m": []}
-    p = dict(p)
+    settings, p = numbers(case.settings["optimizer"]), dict(p)
+    after: dict[str, list] = {name: [] for name in "ABm"}
+    state: dict[str, dict] = {name: {} for name in "ABm"}
     for step in (1, 2):
         p["dy"] = forward(case, p) - p["target"]
-        found = gradients(case, p)
+        grads = gradients(case, p)
         for name in after:
-            gradient = found["d" + name]
+            gradient = grads["d" + name]
             gradient = gradient[norm_grad] if name in "AB" else gradient
-            p[name] = update(p[name], gradient, state.setdefault(name, {}), step, settings)
+            p[name] = update(p[name], gradient, state[name], step, settings)
             after[name].append(p[name])
     return {n: np.stack(values) for n, values in after.items()} | {"W": merged(case, p)}
 
@@ -196,8 +199,10 @@ def expected(case: Definition) -> dict:
     if "backward" in case.gives:
         answers |= gradients(case, p)
     if "steps" in case.gives:
-        found = {mode: two_steps(case, p, mode) for mode in ("exact", "detached")}
-        answers |= {name: {mode: found[mode][name] for mode in found} for name in found["exact"]}
+        by_mode = {mode: two_steps(case, p, mode) for mode in ("exact", "detached")}
+        answers |= {
+            name: {mode: by_mode[mode][name] for mode in by_mode} for name in by_mode["exact"]
+        }
     return answers
 
 
@@ -211,7 +216,9 @@ def document(case: Definition, large: dict[str, np.ndarray]) -> dict:
             return value.tolist()
         value = np.array(value, np.float64, order="C")  # rounded once; safetensors needs rows
         if value.size <= INLINE:
-            return np.where(np.isfinite(value), value + 0.0, None).tolist()  # no -0.0, no NaN
+            return np.where(
+                np.isfinite(value), value + 0.0, np.array(None)
+            ).tolist()  # no -0.0, no NaN
         large[key] = value
         return {"file": f"{case.name}.safetensors", "key": key}
 

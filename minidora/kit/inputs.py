@@ -3,9 +3,12 @@
 import hashlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def draw(name: str, array: str, shape: tuple[int, ...], low=-96, high=96) -> np.ndarray:
+def draw(
+    name: str, array: str, shape: tuple[int, ...], low: int = -96, high: int = 96
+) -> np.ndarray:
     """Numbers k/32, k from low to high without 0, out of a hash of the names."""
     size = int(np.prod(shape))
     digest = hashlib.shake_256(f"{name}/{array}".encode()).digest(4 * size)
@@ -13,7 +16,15 @@ def draw(name: str, array: str, shape: tuple[int, ...], low=-96, high=96) -> np.
     return np.where(k == 0, high, k).reshape(shape) / 32
 
 
-def linear(name, lead=(3,), d_out=4, d_in=5, rank=2, bias=True, axis="per_output"):
+def linear(
+    name: str,
+    lead: tuple[int, ...] = (3,),
+    d_out: int = 4,
+    d_in: int = 5,
+    rank: int = 2,
+    bias: bool = True,
+    axis: str = "per_output",
+) -> dict[str, NDArray]:
     """Inputs of one linear layer: m away from the norm, B away from zero."""
     shapes = {
         "x": (*lead, d_in),

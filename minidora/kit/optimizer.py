@@ -4,9 +4,12 @@ As in PyTorch: AdamW with decoupled weight decay (Loshchilov and Hutter 2019).
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def update(value: np.ndarray, gradient: np.ndarray, state: dict, step: int, settings: dict):
+def update(
+    value: np.ndarray, gradient: np.ndarray, state: dict, step: int, settings: dict
+) -> NDArray:
     """One array after step 1, 2, ... of {"name": "sgd", "rate"} or of AdamW.
 
     AdamW also has "betas", "eps" and "weight_decay"; `state`, empty at first, keeps its moments.

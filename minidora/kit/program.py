@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import IO, Any
 
 from .protocol import ANSWERS, VERSION, Request, check_alternatives
 
@@ -27,7 +28,7 @@ class Failed(Exception):
 class Program:
     """The kit's Implementation around a program; a context manager that ends it."""
 
-    def __init__(self, command: str | Sequence[str], *, timeout: float = 30.0):
+    def __init__(self, command: str | Sequence[str], *, timeout: float = 30.0) -> None:
         """command: the program and its arguments; timeout: seconds that one answer may take.
 
         Raises Failed, or ValueError for alternatives that SPEC.md does not know, where the program
@@ -48,10 +49,10 @@ class Program:
             self.close()
             raise
 
-    def __enter__(self):
+    def __enter__(self) -> "Program":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -60,15 +61,15 @@ class Program:
             self._running.stop()
             self._running = None
 
-    def init_magnitude(self, request: Request):
+    def init_magnitude(self, request: Request) -> Any:
         """What the program gives for m."""
         return self._one(request)
 
-    def forward(self, request: Request):
+    def forward(self, request: Request) -> Any:
         """What the program gives for y."""
         return self._one(request)
 
-    def merge(self, request: Request):
+    def merge(self, request: Request) -> Any:
         """What the program gives for W."""
         return self._one(request)
 
@@ -129,7 +130,7 @@ class _End:
 class _Running:
     """One process, and the threads that read what it says."""
 
-    def __init__(self, command: list[str]):
+    def __init__(self, command: list[str]) -> None:
         pipe = subprocess.PIPE
         try:
             self.process = subprocess.Popen(
@@ -145,15 +146,16 @@ class _Running:
             )
         except OSError as error:
             raise Failed(f"{command[0]} does not start: {error}") from None
+        self.stdin, self.stdout, self.stderr = _pipes(self.process)
         self.answers: queue.Queue = queue.Queue(maxsize=1000)
         self.complaints: deque[str] = deque(maxlen=20)
         threading.Thread(target=self._read, daemon=True).start()
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()
 
-    def _read(self):
+    def _read(self) -> None:
         try:
-            while line := self.process.stdout.readline(LONGEST):
+            while line := self.stdout.readline(LONGEST):
                 if len(line) >= LONGEST:
                     self.answers.put(_End(f"the answer is longer than {LONGEST} characters"))
                     return
@@ -163,9 +165,9 @@ class _Running:
             pass  # it was stopped while it was still talking
         self.answers.put(_End(""))
 
-    def _listen(self):
+    def _listen(self) -> None:
         try:
-            while line := self.process.stderr.readline(10_000):
+            while line := self.stderr.readline(10_000):
                 self.complaints.append(line)
         except (OSError, ValueError):
             pass
@@ -184,8 +186,8 @@ class _Running:
 
     def _write(self, question):
         try:
-            self.process.stdin.write(question + "\n")
-            self.process.stdin.flush()
+            self.stdin.write(question + "\n")
+            self.stdin.flush()
         except (OSError, ValueError):
             pass  # it ended or was stopped; the reader says so
 
@@ -198,16 +200,22 @@ class _Running:
         last = _start("".join(self.complaints)[-300:].strip() or "it said nothing", 300)
         return f"the program ended with exit code {code}: {last}"
 
-    def stop(self):
+    def stop(self) -> None:
         """Kill the process and what it started, and close the pipes."""
         stop_group(self.process)
         while not self.answers.empty():  # a reader that waits for room ends
             self.answers.get_nowait()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for stream in (self.stdin, self.stdout, self.stderr):
             try:
                 stream.close()
             except (OSError, ValueError):
                 pass
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str], IO[str]]:
+    """The three pipes that it was started with."""
+    assert process.stdin and process.stdout and process.stderr
+    return process.stdin, process.stdout, process.stderr
 
 
 def stop_group(process: subprocess.Popen) -> None:

@@ -36,6 +36,10 @@ ANSWERS = {"init_magnitude": "m", "forward": "y", "merge": "W"}
 ARRAYS = ("x", "tokens", "W0", "A", "B", "m", "bias", "mask", "dy")
 
 
+Given = Any
+"""A word, a number or an array that a request has, or None where it is without."""
+
+
 @dataclass
 class Request:
     """One question: arrays in `dtype`, the rest as in SPEC.md.
@@ -47,33 +51,33 @@ class Request:
     case: str  # requests with the same case are about the same layer, perhaps after a step
     kind: str = "linear"  # linear, embedding or convolution
     dtype: str = "float64"
-    norm_axis: str | None = None
-    norm_grad: str | None = None
-    dropout: str | None = None
-    zero_vector: str | None = None
+    norm_axis: Given = None
+    norm_grad: Given = None
+    dropout: Given = None
+    zero_vector: Given = None
     layout: str = "out_in"
-    scaling: str | None = None
-    embedding: str | None = None
-    convolution: str | None = None
-    scale: float | None = None
-    alpha: float | None = None
+    scaling: Given = None
+    embedding: Given = None
+    convolution: Given = None
+    scale: Given = None
+    alpha: Given = None
     strength: float = 1.0
     stride: int = 1
     padding: int = 0
-    x: np.ndarray | None = None
-    tokens: np.ndarray | None = None
-    W0: np.ndarray | None = None
-    A: np.ndarray | None = None
-    B: np.ndarray | None = None
-    m: np.ndarray | None = None
-    bias: np.ndarray | None = None
-    mask: np.ndarray | None = None
-    dy: np.ndarray | None = None
+    x: Given = None
+    tokens: Given = None
+    W0: Given = None
+    A: Given = None
+    B: Given = None
+    m: Given = None
+    bias: Given = None
+    mask: Given = None
+    dy: Given = None
 
     def as_json(self) -> dict[str, Any]:
         """The request as plain values; every number of a double comes through exactly."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in found.items()}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in values.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Request":
@@ -113,16 +117,16 @@ class Implementation(Protocol):
 
     alternatives: dict[str, str | tuple[str, ...]]  # of ALTERNATIVES, one or several each
 
-    def init_magnitude(self, request: Request):
+    def init_magnitude(self, request: Request) -> Any:
         """The m a layer around W0 starts with."""
 
-    def forward(self, request: Request):
+    def forward(self, request: Request) -> Any:
         """The layer's output y for x (or tokens), W0, A, B, m, bias, mask and the settings."""
 
     def backward(self, request: Request) -> dict:
         """Gradients of sum(dy * y): {"dx", "dA", "dB", "dm", "dbias"}; no dx for tokens."""
 
-    def merge(self, request: Request):
+    def merge(self, request: Request) -> Any:
         """The adapted weight as one array, shaped like W0."""
 
 
@@ -130,7 +134,7 @@ def check_alternatives(chosen: Any) -> Alternatives:
     """What an implementation says it chooses, each as a tuple, the defaults filled in."""
     if not isinstance(chosen, dict):
         raise ValueError(f"alternatives: expected a dict or JSON object, got {chosen!r}")
-    found = {}
+    checked = {}
     for name, value in {**DEFAULTS, **chosen}.items():
         values = (value,) if isinstance(value, str) else value
         if name not in ALTERNATIVES:
@@ -146,5 +150,5 @@ def check_alternatives(chosen: Any) -> Alternatives:
         if unknown:
             expected = " or ".join(map(repr, ALTERNATIVES[name]))
             raise ValueError(f"alternatives[{name!r}]: expected {expected}, got {unknown[0]!r}")
-        found[name] = tuple(values)
-    return found
+        checked[name] = tuple(values)
+    return checked

@@ -1,6 +1,7 @@
 """A report as text for the terminal, as JSON and as Markdown."""
 
 import json
+from typing import Any
 
 from ..evidence.gradcheck import Difference, aligned
 from .compare import ulps
@@ -79,7 +80,7 @@ def as_json(report: Report, *, strict: bool = False) -> str:
         }
         for r in report.results
     ]
-    about = {"kit": report.kit, "name": report.name, "version": report.version}
+    about: dict[str, Any] = {"kit": report.kit, "name": report.name, "version": report.version}
     about |= {"alternatives": report.alternatives, "conforms": report.conforms(strict=strict)}
     counts = {status: report.count(status) for status in ("pass", "fail", "skip")}
     return json.dumps(

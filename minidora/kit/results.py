@@ -5,8 +5,11 @@ one variant: {"case", and where it applies "norm_grad" and "dtype", and the outp
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from .files import KitCase
 from .protocol import ALTERNATIVES, Request, check_alternatives
 
 ABOUT, DTYPES = "implementation.json", ALTERNATIVES["dtype"]
@@ -15,7 +18,7 @@ ABOUT, DTYPES = "implementation.json", ALTERNATIVES["dtype"]
 class Results:
     """The kit's Implementation around a folder of answers."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
         """Raises ValueError that names the file where one is not what it should be."""
         self.folder = Path(folder)
         if not (self.folder / ABOUT).is_file():
@@ -43,7 +46,7 @@ class Results:
             raise ValueError(f"{path}: expected one file for each variant, got a second for {key}")
         self._answers[key] = answer
 
-    def unknown(self, cases) -> list[str]:
+    def unknown(self, cases: Iterable[KitCase]) -> list[str]:
         """Cases that are answered and that the kit does not have."""
         names = {case.name for case in cases}
         return sorted({case for case, _, _ in self._answers} - names)
@@ -51,20 +54,20 @@ class Results:
     def _find(self, request: Request, *outputs: str) -> dict:
         for norm_grad in dict.fromkeys((request.norm_grad, None)):
             answer = self._answers.get((request.case, norm_grad, request.dtype), {})
-            found = {name: answer[name] for name in outputs if name in answer}
-            if found:
-                return found
+            answered = {name: answer[name] for name in outputs if name in answer}
+            if answered:
+                return answered
         raise NotImplementedError(f"no file answers {request.case} with {outputs[0]}")
 
-    def init_magnitude(self, request: Request):
+    def init_magnitude(self, request: Request) -> Any:
         """The m on file."""
         return self._find(request, "m")["m"]
 
-    def forward(self, request: Request):
+    def forward(self, request: Request) -> Any:
         """The y on file."""
         return self._find(request, "y")["y"]
 
-    def merge(self, request: Request):
+    def merge(self, request: Request) -> Any:
         """The W on file."""
         return self._find(request, "W")["W"]
 
@@ -79,9 +82,9 @@ class Results:
 
 def _read(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
-    return found
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(document).__name__}")
+    return document

@@ -112,7 +112,7 @@ class _Talk:
         }
         if self.variant.turned:
             named["layout"], arrays["W0"] = "in_out", np.ascontiguousarray(arrays["W0"].T)
-        about = {"dtype": dtype, "norm_grad": self.variant.norm_grad}
+        about: dict[str, Any] = {"dtype": dtype, "norm_grad": self.variant.norm_grad}
         about |= {"kind": case.kind, "scale": case.scale}
         return Request(op, case.name, **(about | named | settings | arrays))
 
@@ -183,18 +183,19 @@ class _Talk:
         if hasattr(self.implementation, "after_steps"):  # it has the answers, as `Results` has
             self.got = self.ask("after_steps") or {}
             return
-        settings, state = self.case.settings["optimizer"], {}
-        after: dict[str, list] = {"A": [], "B": [], "m": []}
+        settings = self.case.settings["optimizer"]
+        after: dict[str, list] = {name: [] for name in "ABm"}
+        state: dict[str, dict] = {name: {} for name in "ABm"}
         target = self.case.inputs["target"]
         for step in (1, 2):
             y = self.ask("forward")
             try:
                 self.inputs["dy"] = np.asarray(y, np.float64) - target
-                gradients = self.ask("backward") if y is not None else None
-                for name in after if gradients is not None else ():
+                gradients: Any = self.ask("backward") if y is not None else None
+                for name in () if gradients is None else after:
                     gradient = np.asarray(gradients["d" + name], np.float64)
                     value = np.asarray(self.inputs[name], np.float64)
-                    moved = update(value, gradient, state.setdefault(name, {}), step, settings)
+                    moved = update(value, gradient, state[name], step, settings)
                     self.inputs[name] = moved.reshape(value.shape)
                     after[name].append(self.inputs[name])
             except (TypeError, ValueError, KeyError, AttributeError) as error:

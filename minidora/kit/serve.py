@@ -7,13 +7,14 @@ import json
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from .adapter import described, load_adapter
 from .compare import as_array
 from .protocol import ANSWERS, Request
 
 
-def answer(adapter, question: dict) -> dict:
+def answer(adapter: Any, question: dict) -> dict:
     """The answer to one request, as plain values."""
     if question["op"] == "hello":
         return described(adapter)
@@ -21,22 +22,22 @@ def answer(adapter, question: dict) -> dict:
     if method is None:
         return {"unsupported": f"{question['op']}: {type(adapter).__name__} has no such method"}
     try:
-        found = method(Request.from_json(question))
+        result = method(Request.from_json(question))
     except NotImplementedError as missing:
         return {"unsupported": str(missing) or question["op"]}
     except Exception as error:  # whatever a port raises is its answer
         traceback.print_exc()
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{where.name}, line {where.lineno} of {Path(where.filename).name}"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{frame.name}, line {frame.lineno} of {Path(frame.filename).name}"
         return {"error": f"{type(error).__name__}: {error} (in {place})"}
     if question["op"] != "backward":
-        return {ANSWERS[question["op"]]: plain(found)}
-    if not isinstance(found, dict):
-        return {"error": f"backward: expected a dict of gradients, got {type(found).__name__}"}
-    return {str(name): plain(value) for name, value in found.items()}
+        return {ANSWERS[question["op"]]: plain(result)}
+    if not isinstance(result, dict):
+        return {"error": f"backward: expected a dict of gradients, got {type(result).__name__}"}
+    return {str(name): plain(value) for name, value in result.items()}
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Numbers as lists; anything else as text that says what it was."""
     array = None if value is None else as_array(value)
     return None if value is None else repr(value) if array is None else array.tolist()

@@ -5,7 +5,8 @@ from my_package.kit_adapter import Adapter
 test_dora = conformance(Adapter())
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from .adapter import described, made
 from .files import KitCase, load
@@ -13,7 +14,7 @@ from .protocol import check_alternatives
 from .runner import answered, variants
 
 
-def conformance(implementation, cases: Iterable[KitCase] | None = None):
+def conformance(implementation: Any, cases: Iterable[KitCase] | None = None) -> Callable:
     """A pytest test with a parameter for each variant of each case that concerns it.
 
     implementation: see `minidora.kit.Implementation`. A failing variant fails with its outputs,

@@ -5,7 +5,8 @@ sheet with one cell changed. The right answers of the kit do not come from here 
 Works on float64 and on arrays of mpmath's numbers alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -209,7 +210,7 @@ OUTPUTS = {"forward": ("m", "y", "W"), "gradient": ("dx", "dA", "dB", "dm", "dbi
 class Sheet:
     """The cells' values, each computed when it is asked for; `changed` replaces some."""
 
-    def __init__(self, given: dict, changed: Cells):
+    def __init__(self, given: dict, changed: Cells) -> None:
         self.given = given
         self._cells = CELLS | changed
         known = {name: value for name, value in given.items() if name not in changed}
@@ -223,7 +224,7 @@ class Sheet:
         return value
 
 
-def given(case, arrays: dict, norm_grad: str) -> dict:
+def given(case: Any, arrays: dict, norm_grad: str) -> dict:
     """What a sheet starts from: x and dy as rows, W0 as (d_out, d_in), the settings."""
     if case.kind == "embedding":
         arrays = arrays | {"x": np.eye(len(arrays["W0"]))[arrays["tokens"]]}
@@ -247,17 +248,19 @@ def given(case, arrays: dict, norm_grad: str) -> dict:
     return rows | settings | rest | {"W0": W0}
 
 
-def answers(case, arrays: dict, changed: Cells, outputs, norm_grad: str = "exact") -> dict:
+def answers(
+    case: Any, arrays: dict, changed: Cells, outputs: Iterable[str], norm_grad: str = "exact"
+) -> dict:
     """Those `outputs` that the sheet gives; those that it cannot, for this case, are left out."""
-    sheet, found = Sheet(given(case, arrays, norm_grad), changed), {}
+    sheet, values = Sheet(given(case, arrays, norm_grad), changed), {}
     with np.errstate(all="ignore"):
         for name in outputs:
             try:
                 value = getattr(sheet, "m0" if name == "m" else name)
             except (TypeError, ValueError):
                 continue  # no bias, no mask, or shapes that do not fit: the mistake cannot be made
-            found[name] = _as_answered(case, arrays, name, value)
-    return found
+            values[name] = _as_answered(case, arrays, name, value)
+    return values
 
 
 def _as_answered(case, arrays, name, value):
@@ -270,14 +273,17 @@ def _as_answered(case, arrays, name, value):
     return value.T if name == "W" and _transposed(case) else value
 
 
-def _transposed(case) -> bool:
+def _transposed(case: Any) -> bool:
     """Whether W0 is stored as (d_in, d_out); an embedding is a linear layer of one-hot rows."""
     return case.kind == "embedding" or case.requires.get("layout") == "in_out"
 
 
-def after_steps(case, arrays: dict, changed: Cells, norm_grad: str, stale: bool = False) -> dict:
+def after_steps(
+    case: Any, arrays: dict, changed: Cells, norm_grad: str, stale: bool = False
+) -> dict:
     """A, B and m after each of the case's two steps; `stale` keeps the first step's norm."""
-    p, state, after = dict(arrays), {}, {"A": [], "B": [], "m": []}
+    p, state = dict(arrays), {name: dict[str, Any]() for name in "ABm"}
+    after: dict[str, list] = {name: [] for name in "ABm"}
     for step in (1, 2):
         sheet = Sheet(given(case, p, norm_grad), changed)
         if stale and step == 1:
@@ -287,17 +293,17 @@ def after_steps(case, arrays: dict, changed: Cells, norm_grad: str, stale: bool 
         for name, values in after.items():
             gradient = getattr(sheet, "d" + name).reshape(p[name].shape)
             settings = case.settings["optimizer"]
-            p[name] = update(p[name], gradient, state.setdefault(name, {}), step, settings)
+            p[name] = update(p[name], gradient, state[name], step, settings)
             values.append(p[name])
     return {name: np.stack(values) for name, values in after.items()}
 
 
-def wrong_answers(case, arrays: dict) -> dict:
+def wrong_answers(case: Any, arrays: dict) -> dict:
     """What each mistake gives in a linear case: {mistake: {output: array}}, where it differs.
 
     Of the outputs asked of the case. dA and dB are {"exact": array, "detached": array}.
     """
-    found = {}
+    stored = {}
     for mistakes, outputs in ((FORWARD, OUTPUTS["forward"]), (GRADIENT, OUTPUTS["gradient"])):
         asked = [name for name in outputs if name != "m" or "init" in case.gives]
         right = {mode: answers(case, arrays, {}, asked, mode) for mode in ("exact", "detached")}
@@ -311,8 +317,8 @@ def wrong_answers(case, arrays: dict) -> dict:
                 if pair:
                     differ[name] = pair if name in ("dA", "dB") else made["exact"][name]
             if differ:
-                found[mistake] = differ
-    return found
+                stored[mistake] = differ
+    return stored
 
 
 def _same(a, b) -> bool:

@@ -1,15 +1,23 @@
 """Arrows, pictures, bars, curves and points."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 
 from .style import BLUE, GREEN, GREY, MARKERS, ORANGE, PALETTE, PURPLE, places_of
 from .style import figure as opened
 
 
-def plane(vectors: Mapping[str, Sequence[float]], *, between=None, unit_circle=True, title=""):
+def plane(
+    vectors: Mapping[str, Sequence[float]],
+    *,
+    between: Mapping[str, tuple] | None = None,
+    unit_circle: bool = True,
+    title: str = "",
+) -> Figure:
     """Labelled arrows in the plane: `vectors` {label: end} from the origin, `between` {label:
     (start, end)} from anywhere.
     """
@@ -39,7 +47,9 @@ def plane(vectors: Mapping[str, Sequence[float]], *, between=None, unit_circle=T
     return figure
 
 
-def templates(directions, magnitudes, names=None, *, title=""):
+def templates(
+    directions: NDArray, magnitudes: NDArray, names: Iterable | None = None, *, title: str = ""
+) -> Figure:
     """Each row of `directions` as a square picture over a bar of its magnitude.
 
     directions: (k, side²); magnitudes: (k,). Orange pixels speak for the class, blue against.
@@ -68,7 +78,13 @@ def templates(directions, magnitudes, names=None, *, title=""):
     return figure
 
 
-def bars(values: Mapping[str, Mapping[str, float]], *, title="", ylabel="", percent=False):
+def bars(
+    values: Mapping[str, Mapping[str, float]],
+    *,
+    title: str = "",
+    ylabel: str = "",
+    percent: bool = False,
+) -> Figure:
     """Grouped bars. values: {series: {group: value}}, each bar with its number on top."""
     groups = list(next(iter(values.values())))
     width = 0.8 / len(values)
@@ -99,13 +115,13 @@ def bars(values: Mapping[str, Mapping[str, float]], *, title="", ylabel="", perc
 def curves(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
-    title="",
-    xlabel="",
-    ylabel="",
-    log="",
-    markers=True,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    log: str = "",
+    markers: bool = True,
     order: Sequence[str] = (),
-):
+) -> Figure:
     """One line for each series. lines: {label: (x, y)}; log: any of "x", "y", "xy".
 
     order: labels that take the first colours in turn, drawn or not, so that a series keeps its own
@@ -142,7 +158,9 @@ def curves(
     return figure
 
 
-def tangent_plane(v, g, radial, tangential, *, title=""):
+def tangent_plane(
+    v: ArrayLike, g: ArrayLike, radial: ArrayLike, tangential: ArrayLike, *, title: str = ""
+) -> Figure:
     """v in space with the plane at a right angle to it, and g split in two. Each is (3,)."""
     v, g, radial, tangential = (np.asarray(a, float) for a in (v, g, radial, tangential))
     with opened(size=(5.4, 4.6), subplot_kw={"projection": "3d"}) as (figure, ax):
@@ -170,7 +188,9 @@ def tangent_plane(v, g, radial, tangential, *, title=""):
     return figure
 
 
-def scatter(clouds: Mapping[str, tuple], *, xlabel="", ylabel="", title=""):
+def scatter(
+    clouds: Mapping[str, tuple], *, xlabel: str = "", ylabel: str = "", title: str = ""
+) -> Figure:
     """One panel for each cloud of points, side by side. clouds: {name: (x, y)}."""
     columns = len(clouds)
     with opened(1, columns, (3.3 * columns, 3.3), squeeze=False) as (figure, axes):

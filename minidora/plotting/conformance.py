@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from .style import BLUE, GREY, ORANGE
 from .style import figure as opened
@@ -11,8 +12,8 @@ FLOOR, CEILING = 1e-17, 1e3
 
 
 def errors_by_case(
-    panels: Mapping[str, Sequence[tuple[str, float, bool]]], *, bound: float, title=""
-):
+    panels: Mapping[str, Sequence[tuple[str, float, bool]]], *, bound: float, title: str = ""
+) -> Figure:
     """The error of every case on a logarithmic scale, a panel for each of `panels`.
 
     panels: {name: [(case, relative error, whether it passed), ...]}, the same cases in each; an

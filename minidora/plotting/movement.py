@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from .style import GREY, MARKERS, PALETTE, places_of
 from .style import figure as opened
@@ -16,10 +17,10 @@ def magnitude_direction(
     layers: Sequence[str] | None = None,
     same_axes: bool = False,
     title: str = "",
-):
+) -> Figure:
     """The paper's figure 2: a panel for each method, a point for each layer and step.
 
-    panels: {method: (dD, dM, found)}, dD and dM of shape (steps, layers); found: a `Correlation`
+    panels: {method: (dD, dM, fit)}, dD and dM of shape (steps, layers); fit: a `Correlation`
     over the points, whose line is drawn, or None. A layer has a colour (the first the darkest), a
     step a marker. same_axes: all panels on one scale, or each on its own as in the paper.
     """
@@ -29,15 +30,15 @@ def magnitude_direction(
     size = (2.8 * len(panels) + 0.9, 3.3)
     shared = {"sharex": True, "sharey": True} if same_axes else {}
     with opened(1, len(panels), size, squeeze=False, **shared) as (figure, axes):
-        for ax, (name, (dD, dM, found)) in zip(axes[0], panels.items(), strict=True):
+        for ax, (name, (dD, dM, fit)) in zip(axes[0], panels.items(), strict=True):
             for i, row in enumerate(zip(dD, dM, strict=True)):
                 ax.scatter(*row, c=colors, marker=MARKERS[i % 7], s=42, ec="white", lw=0.5)
             label = name
-            if found is not None:
+            if fit is not None:
                 ends = np.array([np.min(dD), np.max(dD)])
-                line = found.slope * ends + found.intercept
+                line = fit.slope * ends + fit.intercept
                 ax.plot(ends, line, color=GREY, lw=1.5, zorder=0)
-                label = f"{name}: r = {found.r:+.2f}"
+                label = f"{name}: r = {fit.r:+.2f}"
             ax.set(title=label, xlabel="ΔD")
             ax.locator_params(nbins=5)
             ax.ticklabel_format(scilimits=(-3, 3))
@@ -53,18 +54,22 @@ def magnitude_direction(
 
 
 def intervals(
-    groups: Mapping[str, Mapping[str, tuple]], *, xlabel="", title="", order: Sequence[str] = ()
-):
+    groups: Mapping[str, Mapping[str, tuple]],
+    *,
+    xlabel: str = "",
+    title: str = "",
+    order: Sequence[str] = (),
+) -> Figure:
     """Means with intervals, a row for each group and in it a point for each series.
 
     groups: {group: {series: (mean, low, high)}}; NaN is left out. order: as for `curves`.
     """
-    series = list(dict.fromkeys(name for found in groups.values() for name in found))
+    series = list(dict.fromkeys(name for group in groups.values() for name in group))
     places = places_of(series, order)
     with opened(size=(6.4, 0.9 + 0.2 * len(series) * len(groups))) as (figure, ax):
         ax.axvline(0, color="#bbbbbb", zorder=0, lw=1)
         for k, name in enumerate(series):
-            rows = [(i, found[name]) for i, found in enumerate(groups.values()) if name in found]
+            rows = [(i, group[name]) for i, group in enumerate(groups.values()) if name in group]
             at = np.array([i + 0.75 * ((k + 0.5) / len(series) - 0.5) for i, _ in rows])
             mean, low, high = np.array([values for _, values in rows], float).T
             ax.errorbar(
@@ -87,7 +92,13 @@ def intervals(
     return figure
 
 
-def layer_bars(panels: Mapping[str, Mapping[str, tuple]], *, layers=None, ylabel="", title=""):
+def layer_bars(
+    panels: Mapping[str, Mapping[str, tuple]],
+    *,
+    layers: Sequence[str] | None = None,
+    ylabel: str = "",
+    title: str = "",
+) -> Figure:
     """Bars by layer with their spread over seeds, a panel for each key of `panels`.
 
     panels: {panel: {series: (means, lows, highs)}}, each (layers,).
@@ -119,20 +130,22 @@ def layer_bars(panels: Mapping[str, Mapping[str, tuple]], *, layers=None, ylabel
     return figure
 
 
-def within_matrix(clouds: Mapping[str, tuple], *, title="", ylabel="|growth of ‖w‖|"):
-    """The vectors of one matrix, a panel for each method: {name: (turn, growth, found)}.
+def within_matrix(
+    clouds: Mapping[str, tuple], *, title: str = "", ylabel: str = "|growth of ‖w‖|"
+) -> Figure:
+    """The vectors of one matrix, a panel for each method: {name: (turn, growth, fit)}.
 
-    found: a `Correlation`, whose line is drawn, or None.
+    fit: a `Correlation`, whose line is drawn, or None.
     """
     with opened(1, len(clouds), (3.1 * len(clouds), 3.3), squeeze=False) as (figure, axes):
-        for k, (ax, (name, (turn, change, found))) in enumerate(
+        for k, (ax, (name, (turn, change, fit))) in enumerate(
             zip(axes[0], clouds.items(), strict=True)
         ):
             ax.plot(turn, change, MARKERS[k % 7], ms=5, alpha=0.7, color=PALETTE[k % 7])
-            if found is not None:
+            if fit is not None:
                 ends = np.array([np.min(turn), np.max(turn)])
-                ax.plot(ends, found.slope * ends + found.intercept, color=GREY, lw=1.5, zorder=0)
-            label = name if found is None else f"{name}: r = {found.r:+.2f}"
+                ax.plot(ends, fit.slope * ends + fit.intercept, color=GREY, lw=1.5, zorder=0)
+            label = name if fit is None else f"{name}: r = {fit.r:+.2f}"
             ax.set(title=label, xlabel="turn 1 − cos")
             ax.locator_params(nbins=5)
             ax.ticklabel_format(scilimits=(-3, 3))
@@ -141,7 +154,7 @@ def within_matrix(clouds: Mapping[str, tuple], *, title="", ylabel="|growth of �
     return figure
 
 
-def growth(clouds: Mapping[str, tuple], *, title=""):
+def growth(clouds: Mapping[str, tuple], *, title: str = "") -> Figure:
     """Growth of every norm against what Pythagoras predicts. clouds: {name: (predicted, grown)}."""
     columns = len(clouds)
     with opened(1, columns, (3.1 * columns, 3.4), squeeze=False) as (figure, axes):

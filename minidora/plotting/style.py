@@ -4,10 +4,12 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; every series al
 marker or position. The paper stays white, so a figure reads the same in a dark notebook.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", GREY)
@@ -32,7 +34,9 @@ def places_of(labels: Iterable[str], order: Sequence[str]) -> dict[str, int]:
 
 
 @contextmanager
-def figure(rows=1, columns=1, size=(6.0, 3.6), **options):
+def figure(
+    rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.0, 3.6), **options: Any
+) -> Iterator[tuple[Figure, Any]]:
     """A styled figure with its axes, closed so that a notebook shows it once, where returned."""
     with plt.rc_context(STYLE):
         made, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **options)

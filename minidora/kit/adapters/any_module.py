@@ -12,6 +12,7 @@ An adapter of one's own says how a module is made and where its parameters are:
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from ..protocol import Request
@@ -29,7 +30,7 @@ def alpha_of(r: Request) -> float:
     return r.scale * len(r.A) if r.alpha is None else r.alpha
 
 
-def tensor(array, dtype: str, *, trained: bool = False) -> torch.Tensor:
+def tensor(array: ArrayLike, dtype: str, *, trained: bool = False) -> torch.Tensor:
     """An array of the request in its dtype."""
     return torch.tensor(array, dtype=getattr(torch, dtype), requires_grad=trained)
 
@@ -39,12 +40,12 @@ def plain(value: torch.Tensor) -> np.ndarray:
     return value.detach().double().numpy()
 
 
-def gradients(y: torch.Tensor, dy, **leaves: torch.Tensor) -> dict:
+def gradients(y: torch.Tensor, dy: ArrayLike, **leaves: torch.Tensor) -> dict:
     """Gradients of sum(dy * y), {"d" + name: array}; 0 for what y does not depend on."""
     dy = tensor(dy, str(y.dtype)[6:])
     inputs = list(leaves.values())
-    found = torch.autograd.grad(y, inputs, dy, allow_unused=True, materialize_grads=True)
-    return {f"d{name}": plain(g) for name, g in zip(leaves, found, strict=True)}
+    grads = torch.autograd.grad(y, inputs, dy, allow_unused=True, materialize_grads=True)
+    return {f"d{name}": plain(g) for name, g in zip(leaves, grads, strict=True)}
 
 
 class AnyModule:
@@ -53,7 +54,7 @@ class AnyModule:
     places: dict[str, str] = {}
     """Where A, B, m and bias are in the module; ".T" after the name for a transposed one."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._modules: dict[tuple, nn.Module] = {}
 
     def build(self, base: nn.Module, r: Request) -> nn.Module:
@@ -64,12 +65,12 @@ class AnyModule:
         """The merged weight of a module, which is not used again."""
         raise NotImplementedError("merge")
 
-    def init_magnitude(self, request: Request):
+    def init_magnitude(self, request: Request) -> NDArray:
         """The m of a new module around W0, one number for each vector."""
         module = self._new(request)
         return plain(self._parameter(module, "m")[0]).reshape(-1)
 
-    def forward(self, request: Request):
+    def forward(self, request: Request) -> NDArray:
         """The module's output."""
         return plain(self._module(request)(self._input(request)))
 
@@ -80,14 +81,14 @@ class AnyModule:
         x = leaves.get("x", self._input(request))
         for name in self._given(request):
             leaves[name] = self._parameter(module, name)[0].requires_grad_()
-        found = gradients(module(x), request.dy, **leaves)
+        grads = gradients(module(x), request.dy, **leaves)
         for name in self._given(request):
-            value = found[f"d{name}"]
+            value = grads[f"d{name}"]
             value = value.T if self._parameter(module, name)[1] else value
-            found[f"d{name}"] = value.reshape(getattr(request, name).shape)
-        return found
+            grads[f"d{name}"] = value.reshape(getattr(request, name).shape)
+        return grads
 
-    def merge(self, request: Request):
+    def merge(self, request: Request) -> NDArray:
         """The merged weight, shaped like W0."""
         module = self._filled(self._new(request), request)
         return plain(self.merged(module, request))
@@ -115,8 +116,8 @@ class AnyModule:
             base: nn.Module = nn.Embedding(*r.W0.shape)
         elif r.kind == "convolution":
             d_out, channels, *kernel = r.W0.shape
-            more = {"stride": r.stride, "padding": r.padding, "bias": with_bias}
-            base = nn.Conv2d(channels, d_out, tuple(kernel), **more)
+            options = {"stride": r.stride, "padding": r.padding, "bias": with_bias}
+            base = nn.Conv2d(channels, d_out, tuple(kernel), **options)
         else:
             base = nn.Linear(r.W0.shape[1], r.W0.shape[0], bias=with_bias)
         base = base.to(getattr(torch, r.dtype))

@@ -29,7 +29,7 @@ class LoCon(AnyModule):
         "bias": "org_module.0.bias",
     }
 
-    def build(self, base, r: Request):
+    def build(self, base: torch.nn.Module, r: Request) -> torch.nn.Module:
         """The module around its base layer."""
         if r.scale == 0:
             raise NotImplementedError("scale 0 (LyCORIS takes alpha 0 for alpha = r)")
@@ -46,7 +46,7 @@ class LoCon(AnyModule):
         )
         return module.to(getattr(torch, r.dtype))
 
-    def merged(self, module, r: Request):
+    def merged(self, module: torch.nn.Module, r: Request) -> torch.Tensor:
         """By the module's own method."""
         return module.get_merged_weight(multiplier=r.strength)[0]
 

@@ -29,7 +29,7 @@ class Linear(AnyModule):
     }
     kind = lora.Linear
 
-    def build(self, base, r: Request):
+    def build(self, base: torch.nn.Module, r: Request) -> torch.nn.Module:
         """The layer, with the request's mask in place of random dropout."""
         rank, transposed = len(r.A), r.layout == "in_out"
         config = LoraConfig(
@@ -39,15 +39,15 @@ class Linear(AnyModule):
             use_dora=True,
             fan_in_fan_out=transposed,
         )
-        where = {"r": rank, "lora_alpha": config.lora_alpha}
+        options = {"r": rank, "lora_alpha": config.lora_alpha}
         if transposed:
-            where["is_target_conv_1d_layer"] = True
-        module = self.kind(base, "default", config=config, **where)
+            options["is_target_conv_1d_layer"] = True
+        module = self.kind(base, "default", config=config, **options)
         if r.mask is not None:
             module.lora_dropout["default"] = Masked(tensor(r.mask, r.dtype))
         return module.to(getattr(torch, r.dtype))
 
-    def merged(self, module, r: Request):
+    def merged(self, module: torch.nn.Module, r: Request) -> torch.Tensor:
         """By the layer's own merge."""
         module.merge()
         return module.base_layer.weight
@@ -100,7 +100,7 @@ class Conv2d(Linear):
 class Masked(torch.nn.Module):
     """Dropout whose mask is given."""
 
-    def __init__(self, mask: torch.Tensor):
+    def __init__(self, mask: torch.Tensor) -> None:
         super().__init__()
         self.mask = mask
 

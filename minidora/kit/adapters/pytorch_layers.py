@@ -1,6 +1,7 @@
 """minidora's PyTorch function and module, with PyTorch's own differentiation around them."""
 
 import torch
+from numpy.typing import NDArray
 
 from ... import __version__
 from ...pytorch import DoRALinear, dora
@@ -22,7 +23,7 @@ class Function:
         "dtype": ("float64", "float32", "bfloat16", "float16"),
     }
 
-    def forward(self, request: Request):
+    def forward(self, request: Request) -> NDArray:
         """y, (..., d_out)."""
         return plain(self._forward(request)[0])
 
@@ -60,12 +61,12 @@ class Module(AnyModule):
         "bias": "base_layer.bias",
     }
 
-    def build(self, base, r: Request):
+    def build(self, base: torch.nn.Module, r: Request) -> DoRALinear:
         """A DoRALinear around the base."""
         modes = {"norm_axis": r.norm_axis, "norm_grad": r.norm_grad or "exact"}
         rslora = r.scaling == "alpha_over_sqrt_r"
         return DoRALinear(base, len(r.A), alpha_of(r), rslora=rslora, strength=r.strength, **modes)
 
-    def merged(self, module, r: Request):
+    def merged(self, module: torch.nn.Module, r: Request) -> torch.Tensor:
         """By the module's own method."""
         return module.merged_weight()

@@ -23,7 +23,7 @@ class Linear(AnyModule):
     }
     places = {"A": "lora_a.weight", "B": "lora_b.weight", "m": "magnitude", "bias": "bias"}
 
-    def build(self, base, r: Request):
+    def build(self, base: torch.nn.Module, r: Request) -> torch.nn.Module:
         """The layer, with the request's mask in place of random dropout."""
         d_out, d_in = r.W0.shape
         module = DoRALinear(d_in, d_out, len(r.A), alpha_of(r), use_bias=r.bias is not None)
