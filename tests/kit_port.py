@@ -156,10 +156,10 @@ def unfold(x, kernel, stride, padding):
 
 
 def fold(rows, r):
-    """The gradient of x from that of its patches: each number goes back where it was read."""
+    """The gradient of x from that of its patches: each number goes back numbers it was read."""
     n, channels, height, width = r.x.shape
-    where = np.arange(1.0, r.x[0].size + 1).reshape(1, channels, height, width)
-    places = unfold(where, r.W0.shape[2:], r.stride, r.padding)[0].astype(int)  # 0: the padding
+    numbers = np.arange(1.0, r.x[0].size + 1).reshape(1, channels, height, width)
+    places = unfold(numbers, r.W0.shape[2:], r.stride, r.padding)[0].astype(int)  # 0: the padding
     flat = np.zeros((n, r.x[0].size + 1))
     for i in range(n):
         np.add.at(flat[i], places.reshape(-1), rows[i].reshape(-1))

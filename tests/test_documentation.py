@@ -73,8 +73,8 @@ def test_ci_runs_the_readmes_own_test_command():
     awk = re.search(r"awk '(.*?)' README\.md", script, re.S).group(1)
     if not shutil.which("awk"):
         pytest.skip("awk is not installed")
-    found = subprocess.run(["awk", awk, ROOT / "README.md"], capture_output=True, text=True)
-    assert found.stdout == test_command
+    printed = subprocess.run(["awk", awk, ROOT / "README.md"], capture_output=True, text=True)
+    assert printed.stdout == test_command
 
 
 def test_the_version_is_stated_once():

@@ -63,12 +63,12 @@ def test_every_case_fits_the_schema():
     jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema")
     schema = json.loads((KIT / "schema.json").read_bytes())
     validator = jsonschema.Draft202012Validator(schema)
-    found = [path for path in FOLDER.glob("*.json") if path.name != files.MANIFEST]
-    assert len(found) >= 60
-    for path in found:
+    paths = [path for path in FOLDER.glob("*.json") if path.name != files.MANIFEST]
+    assert len(paths) >= 60
+    for path in paths:
         validator.validate(json.loads(path.read_bytes()))
     with pytest.raises(jsonschema.ValidationError):
-        validator.validate(json.loads(found[0].read_bytes()) | {"level": "perhaps"})
+        validator.validate(json.loads(paths[0].read_bytes()) | {"level": "perhaps"})
 
 
 def test_every_input_is_exact_in_every_dtype_of_its_case(cases):
@@ -97,11 +97,11 @@ def test_the_specs_example_is_right():
     questions = [line for line in lines if line.get("case") == "example"]
     assert [q["op"] for q in questions] == ["forward", "backward"]
     for question in questions:
-        found = getattr(Port(), question["op"])(Request.from_json(question))
-        found = found if question["op"] == "backward" else {"y": found}
+        given = getattr(Port(), question["op"])(Request.from_json(question))
+        given = given if question["op"] == "backward" else {"y": given}
         (answer,) = [a for a in lines if a["id"] == question["id"] and "op" not in a]
-        assert found.keys() == answer.keys() - {"id"}
-        assert all(np.allclose(found[n], answer[n], rtol=1e-9, atol=0) for n in found)
+        assert given.keys() == answer.keys() - {"id"}
+        assert all(np.allclose(given[n], answer[n], rtol=1e-9, atol=0) for n in given)
 
 
 def test_a_changed_a_missing_and_a_strange_file_are_refused(tmp_path):
@@ -198,9 +198,9 @@ def test_the_optimizers_are_pytorchs():
     }
     for settings in ({"name": "sgd", "rate": 0.01}, adamw):
         parameter = torch.nn.Parameter(torch.tensor(start))
-        more = {"weight_decay": 0.06, "betas": (0.9, 0.999)} if settings is adamw else {}
+        options = {"weight_decay": 0.06, "betas": (0.9, 0.999)} if settings is adamw else {}
         kind = torch.optim.AdamW if settings is adamw else torch.optim.SGD
-        optimizer, value, state = kind([parameter], lr=settings["rate"], **more), start, {}
+        optimizer, value, state = kind([parameter], lr=settings["rate"], **options), start, {}
         for step, gradient in enumerate(gradients, 1):
             value = update(value, gradient, state, step, settings)
             parameter.grad = torch.tensor(gradient)
@@ -281,8 +281,8 @@ def test_peft_passes_but_for_zero_vectors_and_single_vectors(cases):
     failed = {r.variant.case.name: r for r in failures(report)}
     assert failed.keys() <= {"zero_still.unit.per_output", "one_vector.per_output"}
     if "zero_still.unit.per_output" in failed:
-        found = failed["zero_still.unit.per_output"].diagnoses
-        assert found == ("0/0 at a vector of V that is zero",)
+        diagnoses = failed["zero_still.unit.per_output"].diagnoses
+        assert diagnoses == ("0/0 at a vector of V that is zero",)
     passed = {r.variant.case.name for r in report.results if r.status == "pass"}
     musts = {
         c.name for c in cases if c.level == "must" and c.requires == {"norm_axis": "per_output"}
@@ -297,13 +297,13 @@ def test_what_peft_fails_without_the_kit():
 
     model = torch.nn.Sequential(torch.nn.Linear(3, 2))
     with torch.no_grad():
-        model[0].weight[1] = 0  # a dead row, as pretrained models have
+        model[0].weight[1] = 0  # as 434 rows of one matrix of a Qwen hybrid are (PEFT PR #3237)
     model = get_peft_model(model, LoraConfig(r=1, target_modules=["0"], use_dora=True))
     y = model(torch.ones(1, 3))
-    one = model(torch.ones(3))
-    if torch.isfinite(y).all() and one.shape == (2,):
+    of_a_vector = model(torch.ones(3))
+    if torch.isfinite(y).all() and of_a_vector.shape == (2,):
         pytest.skip("this PEFT has mended both")
-    assert torch.isnan(y).tolist() == [[False, True]] and one.shape == (1, 2)
+    assert torch.isnan(y).tolist() == [[False, True]] and of_a_vector.shape == (1, 2)
 
 
 # planted bugs
@@ -387,8 +387,8 @@ def test_alpha_over_any_other_size_is_caught(cases):
         changes = [("return r.alpha / rank", f"return r.alpha / {size}")]
         changes += [("np.sqrt(rank)", f"np.sqrt({size})")]
         report = report_of(cases, "", changes)
-        found = {r.variant.case.name for r in failures(report)}
-        assert found == {"alpha_over_r", "alpha_over_sqrt_r"} and report.diagnoses == {}
+        names = {r.variant.case.name for r in failures(report)}
+        assert names == {"alpha_over_r", "alpha_over_sqrt_r"} and report.diagnoses == {}
 
 
 def test_no_diagnosis_without_the_failing_output(cases):
@@ -490,7 +490,7 @@ def test_what_explains_an_error_is_named():
 
 
 @pytest.mark.parametrize(
-    "chosen, said",
+    "chosen, message",
     [
         (None, "alternatives: expected a dict"),
         ({"axis": "rows"}, "got 'axis'"),
@@ -499,6 +499,6 @@ def test_what_explains_an_error_is_named():
         ({"norm_axis": 1}, "expected a name or a list of names, got 1"),
     ],
 )
-def test_alternatives_that_do_not_exist(chosen, said):
-    with pytest.raises(ValueError, match=said):
+def test_alternatives_that_do_not_exist(chosen, message):
+    with pytest.raises(ValueError, match=message):
         check_alternatives(chosen)

@@ -71,7 +71,7 @@ def test_a_program_that_behaves_passes(program, cases):
 
 
 @pytest.mark.parametrize(
-    "mischief, said",
+    "mischief, message",
     [
         ("sys.exit(3)", "the program ended with exit code 3: it said nothing"),
         ("raise RuntimeError('no memory')", "exit code 1: .*RuntimeError: no memory"),
@@ -97,7 +97,7 @@ def test_a_program_that_behaves_passes(program, cases):
     ],
 )  # fmt: skip
 def test_a_program_that_misbehaves_fails_that_case_and_the_run_goes_on(
-    program, cases, mischief, said
+    program, cases, mischief, message
 ):
     with Program(program(mischief), timeout=3) as port:
         report = run(port, cases)
@@ -105,7 +105,7 @@ def test_a_program_that_misbehaves_fails_that_case_and_the_run_goes_on(
     assert {n: r.status for n, r in by_name.items()} == dict.fromkeys(FEW, "pass") | {
         "wide.per_output": "fail"
     }
-    with pytest.raises(AssertionError, match=f"(?s){said}"):
+    with pytest.raises(AssertionError, match=f"(?s){message}"):
         raise AssertionError(by_name["wide.per_output"].note)
     assert not report.conforms()
 
@@ -122,7 +122,7 @@ def test_what_hangs_is_killed_with_its_children(program, cases, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source, said",
+    "source, message",
     [
         ("pass", "exit code 0"),
         ("print('hello', flush=True); input()", "not JSON: hello"),
@@ -130,9 +130,9 @@ def test_what_hangs_is_killed_with_its_children(program, cases, tmp_path):
         ('input(); print(\'{"id": 1, "error": "no"}\', flush=True); input()', "no"),
     ],
 )
-def test_a_program_that_does_not_say_hello(program, source, said, capsys):
+def test_a_program_that_does_not_say_hello(program, source, message, capsys):
     command = program("", source)
-    with pytest.raises(Failed, match=said):
+    with pytest.raises(Failed, match=message):
         Program(command, timeout=5)
     quoted = " ".join(f"'{part}'" for part in command)
     with pytest.raises(SystemExit) as stopped:
@@ -257,7 +257,7 @@ def test_a_port_that_declares_gradients_and_gives_none_does_not_conform(cases):
 
 
 @pytest.mark.parametrize(
-    "source, said",
+    "source, message",
     [
         ("class Adapter:\n    alternatives = {'norm_axis': 'per_row'}", "expected 'per_output' or"),
         ("class Adapter:\n    pass", "alternatives: expected a dict or JSON object, got None"),
@@ -267,14 +267,14 @@ def test_a_port_that_declares_gradients_and_gives_none_does_not_conform(cases):
     ],
 )
 def test_an_adapter_that_cannot_be_used_says_why_in_a_line(
-    tmp_path, monkeypatch, capsys, source, said
+    tmp_path, monkeypatch, capsys, source, message
 ):
     (tmp_path / "broken_port.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(["kit", "run", "--impl", "broken_port:Adapter"])
     err = capsys.readouterr().err
-    assert stopped.value.code == 2 and said in err and "Traceback" not in err
+    assert stopped.value.code == 2 and message in err and "Traceback" not in err
 
 
 def test_an_adapter_that_raises_fails_that_case(cases):
@@ -306,17 +306,17 @@ def test_serve_answers_as_the_protocol_says():
 
 
 @pytest.mark.parametrize(
-    "target, said",
+    "target, message",
     [
         ("kit_port", "expected package.module:Adapter, got 'kit_port'"),
         ("kit_port:Nothing", "expected a name in kit_port, got 'Nothing'"),
         ("no_such_module:Adapter", "No module named 'no_such_module'"),
     ],
 )
-def test_an_adapter_that_is_not_there(target, said, capsys):
+def test_an_adapter_that_is_not_there(target, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["kit", "run", "--impl", target])
-    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_load_adapter_takes_objects_and_classes():
@@ -357,13 +357,13 @@ class _Recorder:
     def backward(self, request):
         return self._write(request, self.port.backward(request))
 
-    def _write(self, request, found):
+    def _write(self, request, answers):
         key = {"case": request.case, "norm_grad": request.norm_grad, "dtype": request.dtype}
         path = self.folder / f"{request.case} {request.norm_grad}.json"
         old = json.loads(path.read_text()) if path.exists() else key
-        plain = {name: np.asarray(value).tolist() for name, value in found.items()}
+        plain = {name: np.asarray(value).tolist() for name, value in answers.items()}
         path.write_text(json.dumps(old | plain))
-        return found
+        return answers
 
 
 def test_files_of_answers_are_verified(tmp_path, capsys):
@@ -376,9 +376,9 @@ def test_files_of_answers_are_verified(tmp_path, capsys):
     capsys.readouterr()
     assert "filed 3 conforms to kit 1.0" in out and "no file answers steps_sgd.per_output" in out
     path = tmp_path / "results" / "plain.per_output exact.json"
-    found = json.loads(path.read_text())
+    answer = json.loads(path.read_text())
     bias = next(c for c in few if c.name == "plain.per_output").inputs["bias"]
-    path.write_text(json.dumps(found | {"y": (np.array(found["y"]) + bias).tolist()}))
+    path.write_text(json.dumps(answer | {"y": (np.array(answer["y"]) + bias).tolist()}))
     assert main(["kit", "verify", str(tmp_path / "results")]) == 1
     assert "diagnosis: bias added twice" in capsys.readouterr().out
 
@@ -396,7 +396,7 @@ def test_steps_on_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "files, said",
+    "files, message",
     [
         ({}, "expected a folder with implementation.json"),
         ({"implementation.json": "{"}, "implementation.json: expected JSON"),
@@ -435,13 +435,13 @@ def test_steps_on_file(tmp_path):
         ),
     ],
 )
-def test_folders_that_hold_no_answers(tmp_path, capsys, files, said):
+def test_folders_that_hold_no_answers(tmp_path, capsys, files, message):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(SystemExit) as stopped:
         main(["kit", "verify", str(tmp_path)])
     assert stopped.value.code == 2
-    with pytest.raises(AssertionError, match=said):
+    with pytest.raises(AssertionError, match=message):
         raise AssertionError(capsys.readouterr().err)
 
 
@@ -458,21 +458,20 @@ def test_the_report_as_text_json_and_markdown(cases):
             return y if request.bias is None else y + request.bias
 
     report = run(Doubled(), cases)
-    said = text(report)
-    assert said.splitlines()[0].split()[:3] == ["case", "level", "verdict"]
+    table = text(report)
+    assert table.splitlines()[0].split()[:3] == ["case", "level", "verdict"]
     assert (
-        "twice | the bias unknown does NOT conform to kit 1.0: 1 pass, 2 fail, 0 skip (var" in said
+        "twice | the bias unknown does NOT conform to kit 1.0: 1 pass, 2 fail, 0 skip (var" in table
     )
-    assert "diagnosis: bias added twice (in the forward pass alone)" not in said
-    assert "diagnosis: bias added twice (2 variants)" in said
-    table = markdown(report)
-    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert "diagnosis: bias added twice (in the forward pass alone)" not in table
+    assert "diagnosis: bias added twice (2 variants)" in table
+    rows = [line for line in markdown(report).splitlines() if line.startswith("| ")]
     assert len(rows) == 5 and all(line.count(" | ") == 5 for line in rows)
-    found = json.loads(as_json(report))
-    assert found["conforms"] is False and found["counts"] == {"pass": 1, "fail": 2, "skip": 0}
-    (y,) = [o for o in found["results"][0]["outputs"] if o["output"] == "y"]
+    document = json.loads(as_json(report))
+    assert document["conforms"] is False and document["counts"] == {"pass": 1, "fail": 2, "skip": 0}
+    (y,) = [o for o in document["results"][0]["outputs"] if o["output"] == "y"]
     assert y["ok"] is False and y["error"] > 0.1 and y["ulps"] > 1e10
-    assert found["diagnoses"] == {"bias added twice": 2}
+    assert document["diagnoses"] == {"bias added twice": 2}
 
 
 def test_should_counts_only_when_strict():
@@ -503,18 +502,18 @@ def test_the_command_writes_files_and_keeps_its_word(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         (["--only", "nothing"], "--only: expected part of a case's name, got 'nothing'"),
         (["--timeout", "0"], "--timeout: expected seconds above 0, got 0.0"),
         (["--json", "no/folder/r.json"], "--json: expected a file in a folder that exists"),
     ],
 )
-def test_bad_boundary(arguments, said, capsys):
+def test_bad_boundary(arguments, message, capsys):
     textbook = "minidora.kit.adapters.numpy_layers:Textbook"
     with pytest.raises(SystemExit) as stopped:
         main(["kit", "run", "--impl", textbook, *arguments])
-    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_changed_case_files_stop_the_command(monkeypatch, tmp_path, capsys):
@@ -547,8 +546,8 @@ def test_three_lines_in_a_ports_own_tests(tmp_path):
 WRONG_USE = """
 class Wrong(Port):
     alternatives = {"norm_axis": "per_output"}
-    def run(self, r, **more):
+    def run(self, r, **options):
         r.m = r.m * 0 + 1
-        return super().run(r, **more)
+        return super().run(r, **options)
 test_dora = conformance(Wrong())
 """

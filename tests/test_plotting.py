@@ -26,7 +26,7 @@ def test_figure_2_has_a_point_for_each_layer_and_step_and_the_given_line():
         points = np.concatenate([part.get_offsets() for part in ax.collections])
         np.testing.assert_allclose(points, np.stack([dD.ravel(), dM.ravel()], 1))
         colours = [part.get_facecolors() for part in ax.collections]
-        assert all((one == colours[0]).all() for one in colours)  # by layer, not by step
+        assert all((of_step == colours[0]).all() for of_step in colours)  # by layer, not by step
         assert len({tuple(c) for c in colours[0]}) == 6
         x, y = ax.lines[0].get_data()
         np.testing.assert_allclose(y, 2 * np.array(x) + 1)
@@ -35,9 +35,9 @@ def test_figure_2_has_a_point_for_each_layer_and_step_and_the_given_line():
 
 
 def test_errors_by_case_shows_passes_failures_and_the_bound():
-    one = [("a", 1e-16, True), ("b", 0.5, False), ("c", float("inf"), False), ("d", 0.0, True)]
-    two = [(case, 1e-15, True) for case in "abcd"]
-    figure = plotting.errors_by_case({"wrong": one, "right": two}, bound=1e-10, title="kit")
+    wrong = [("a", 1e-16, True), ("b", 0.5, False), ("c", float("inf"), False), ("d", 0.0, True)]
+    right = [(case, 1e-15, True) for case in "abcd"]
+    figure = plotting.errors_by_case({"wrong": wrong, "right": right}, bound=1e-10, title="kit")
     first, second = figure.axes
     assert first.get_title(loc="left") == "wrong: 2 pass, 2 fail"
     assert second.get_title(loc="left") == "right: 4 pass, 0 fail"

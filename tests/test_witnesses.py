@@ -47,11 +47,15 @@ def test_pytorch_and_the_peft_format_load_nothing_of_the_method():
 def test_plotting_computes_with_nothing_of_minidora():
     files = sorted((PACKAGE / "plotting").glob("*.py"))
     assert len(files) > 2
-    own = {file.stem for file in files}
+    siblings = {file.stem for file in files}
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
-                assert node.module in own if node.level else not node.module.startswith("minidora")
+                assert (
+                    node.module in siblings
+                    if node.level
+                    else not node.module.startswith("minidora")
+                )
             if isinstance(node, ast.Import):
                 assert not any(name.name.startswith("minidora") for name in node.names)
 
