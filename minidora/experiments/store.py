@@ -6,13 +6,10 @@ later run with the same configuration leaves out the seeds it finds there.
 """
 
 import json
-import os
 import platform
-import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from .experiment import Seeds, Settings
 from .networks import pretrained
 from .registry import EXPERIMENTS
 from .runs import Figures, measure
+from .workers import interrupts_held, workers
 
 PARTS = ("experiment", "config", "versions", "seconds", "seeds", "summary")
 Results = dict[str, Any]
@@ -206,21 +204,17 @@ def _figures(
     if jobs == 1:
         yield from map(_measure, tasks)
         return
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ |= threads  # for the processes to come
-    # Ctrl-C ends a worker at once and in silence; this process is the one that says so
-    quietly = (signal.SIGINT, signal.SIG_DFL)
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, initializer=signal.signal, initargs=quietly) as pool:
-        try:
-            # every base before any run, so that no base is pretrained twice
-            bases = {(seed, config["runs"][name]["network"]) for _, seed, name, _ in tasks}
-            for base in [pool.submit(_base, config, *pair, folder) for pair in sorted(bases)]:
-                base.result()
-            for future in as_completed([pool.submit(_measure, task) for task in tasks]):
-                yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with workers(jobs) as pool:
+        # every base before any run, so that no base is pretrained twice
+        networks = {(seed, config["runs"][name]["network"]) for _, seed, name, _ in tasks}
+        with interrupts_held():
+            bases = [pool.submit(_base, config, *pair, folder) for pair in sorted(networks)]
+        for base in bases:
+            base.result()
+        with interrupts_held():
+            figures = [pool.submit(_measure, task) for task in tasks]
+        for future in as_completed(figures):
+            yield future.result()
 
 
 def _base(config: Settings, seed: str, network: str, folder: Path) -> None:
