@@ -501,21 +501,6 @@ def test_the_command_writes_files_and_keeps_its_word(tmp_path, capsys):
     assert len(listed.splitlines()) == len(load()) + 1 and "SPEC.md" in listed
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--only", "nothing"], "--only: expected part of a case's name, got 'nothing'"),
-        (["--timeout", "0"], "--timeout: expected seconds above 0, got 0.0"),
-        (["--json", "no/folder/r.json"], "--json: expected a file in a folder that exists"),
-    ],
-)
-def test_bad_boundary(arguments, message, capsys):
-    textbook = "minidora.kit.adapters.numpy_layers:Textbook"
-    with pytest.raises(SystemExit) as stopped:
-        main(["kit", "run", "--impl", textbook, *arguments])
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
-
-
 def test_changed_case_files_stop_the_command(monkeypatch, tmp_path, capsys):
     from minidora.kit import files
 

@@ -1,4 +1,4 @@
-"""The paper's figures as commands: `python -m minidora.experiments figure2`, and so on.
+"""The paper's figures as commands: `minidora experiments run figure2`, and so on.
 
 Each experiment is a list of runs a seed: a network is pretrained, adapted, tuned and measured
 (`runs`), for every seed, in resumable fashion (`store`), and summed up (`summaries`). What it runs

@@ -9,7 +9,7 @@ DoRA adds norms. Where a weight vector lies whole in one worker, its norm is loc
 spread, the workers add up their parts of ‖v‖², one number for each vector. The update's own part,
 s² B A Aᵀ Bᵀ (or Aᵀ Bᵀ B A), is not a sum of local parts: for it they add up an (r, r) product.
 Nothing of the size of W0, V or an activation is sent on DoRA's account. The bytes for the layers of
-a 7B model: `lessons/results/tensor_parallel.md`, which is what `page` returns.
+a 7B model: `minidora experiments table tensor_parallel`.
 
 There is one pair of forward and backward for each axis, in `factored`'s letters: the program of one
 worker, with its own part of everything. `yield split, name, part` marks a sum over p workers, which
@@ -239,8 +239,7 @@ LAYERS_7B = (
 
 PAGE = """# What tensor-parallel DoRA sends
 
-Written, in the repository's root, by
-`python -c "from minidora.experiments.tensor_parallel import page; print(page(), end='')"`:
+Written by `minidora experiments table tensor_parallel`:
 LLaMA-7B's layers ({blocks} blocks), n = {n} tokens, r = {rank}. Sizes of what is added up over the
 workers (all-reduced) in one training step, forward and backward, every linear layer adapted;
 activations in bfloat16 (2 bytes), gradients of A and B, norms and m in float32 (4 bytes). q, k, v,

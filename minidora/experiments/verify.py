@@ -3,10 +3,11 @@
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from ..evidence.gradcheck import Difference
 from .registry import EXPERIMENTS
 from .runs import Figures, measure
 from .store import finished, read
@@ -23,19 +24,6 @@ TOLERANCES = {
 """Of each kind of figure, relative to the largest of its list: float32 trajectories part ways a
 little between BLAS builds."""
 CORRELATION = 0.05  # absolute, for everything else: correlations, and ratios about 1
-
-
-class Difference(NamedTuple):
-    """One kind of figure of one run: the largest error over the lists of it, and its tolerance."""
-
-    name: str  # "run: kind of figure"
-    error: float
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether the fresh figures agree; NaN, for a missing one, does not."""
-        return self.error <= self.tolerance
 
 
 def verify(path: Path, *, seed: int | None = None, progress: bool = True) -> list[Difference]:
@@ -75,7 +63,7 @@ def compare(run: str, fresh: Figures, kept: Figures) -> list[Difference]:
         error = _error(a, b, relative=kind in TOLERANCES)
         worst[kind] = max(worst.get(kind, 0.0), error, key=_nan_last)
     return [
-        Difference(f"{run}: {kind}", error, TOLERANCES.get(kind, CORRELATION))
+        Difference(f"{run}: {kind}", (), error, 1.0, TOLERANCES.get(kind, CORRELATION))
         for kind, error in worst.items()
     ]
 

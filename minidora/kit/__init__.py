@@ -1,7 +1,7 @@
 """The conformance kit: any DoRA implementation, in any language, held against the reference.
 
 SPEC.md says in numbered clauses what DoRA is, `cases/` holds inputs and expected outputs (computed
-with 60 digits), and `python -m minidora kit run` puts them to an implementation.
+with 60 digits), and `minidora kit run` puts them to an implementation.
 """
 
 from .files import KitCase, load

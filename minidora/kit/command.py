@@ -1,13 +1,14 @@
-"""`python -m minidora kit run | verify | peers | list`."""
+"""`minidora kit run | list | verify | peers | generate`."""
 
-import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from .. import _command
 from .._files import write_whole
-from . import peers
-from .files import FOLDER, left_out, load
+from . import peers, serve
+from .files import FOLDER, KitCase, left_out, load
 from .outcomes import CaseResult, Report
 from .program import Failed, Program
 from .report import as_json, markdown, text
@@ -15,108 +16,144 @@ from .results import Results
 from .runner import run
 
 
-def add_boundary(kit: argparse.ArgumentParser) -> None:
-    """The kit's commands and their options."""
-    commands = kit.add_subparsers(dest="kit", required=True)
-    running = commands.add_parser("run", help="put every case to an implementation")
+def add_arguments(kit: _command.Parser) -> None:
+    """The kit's subcommands and their options, on its parser."""
+    subcommands = kit.subcommands()
+
+    def add(name: str, purpose: str, example: str, run: _command.Command) -> _command.Parser:
+        return _command.add(subcommands, name, purpose, f"minidora kit {name} {example}", run)
+
+    running = add(
+        "run", "put every case to an implementation", "--impl my_package.port:Port", run_port
+    )
     which = running.add_mutually_exclusive_group(required=True)
     which.add_argument(
-        "--impl", metavar="MODULE:NAME", help="a Python adapter, in a process of its own"
+        "--impl", metavar="MODULE:NAME", help="a Python port, in a process of its own"
     )
     which.add_argument(
         "--program", metavar="COMMAND", help="JSON lines in and out; SPEC.md, part 2"
     )
-    verifying = commands.add_parser("verify", help="hold files of answers against the cases")
-    verifying.add_argument("folder", type=Path, help="with implementation.json and a file a case")
-    comparing = commands.add_parser("peers", help="real implementations against every clause")
+    purpose = "the cases, what each is for, and where they are"
+    listing = add("list", purpose, "--only dropout", list_cases)
+    verifying = add("verify", "hold files of answers against the cases", "answers/", verify_files)
+    verifying.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="with implementation.json and a file a case"
+    )
+    purpose = "hold real implementations against every clause"
+    comparing = add("peers", purpose, "--peer peft --json peers.json", compare_peers)
     comparing.add_argument("--peer", default="", metavar="TEXT", help="those whose name has it")
-    comparing.add_argument("--json", type=Path, metavar="FILE", help="also write all as JSON")
-    listing = commands.add_parser("list", help="the cases, what each is for, and where they are")
-    for command in (running, comparing):
-        command.add_argument(
-            "--timeout", type=float, default=30.0, help="seconds for one answer (default 30)"
+    generating = add("generate", "write the kit's cases anew", "--out cases/", generate_cases)
+    generating.add_argument(
+        "--out", type=Path, metavar="FOLDER", default=FOLDER, help="default: the kit's own"
+    )
+    for parser in (running, listing, verifying, comparing):
+        parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has it")
+    for parser in (running, comparing):
+        parser.add_argument(
+            "--timeout",
+            type=_command.seconds,
+            default=30.0,
+            metavar="SECONDS",
+            help="for one answer (default 30)",
         )
-    for command in (running, verifying, comparing, listing):
-        command.add_argument("--only", default="", metavar="TEXT", help="cases whose name has it")
-    for command in (running, verifying):
-        command.add_argument("--strict", action="store_true", help='a "should" that fails counts')
-        command.add_argument(
-            "--json", type=Path, metavar="FILE", help="also write the report as JSON"
+    for parser in (running, verifying):
+        parser.add_argument("--strict", action="store_true", help='a "should" that fails counts')
+        parser.add_argument(
+            "--markdown",
+            type=_command.new_file,
+            metavar="FILE",
+            help="also write the report as Markdown",
         )
-        command.add_argument("--markdown", type=Path, metavar="FILE", help="and as Markdown")
+    for parser in (running, verifying, comparing):
+        parser.add_argument(
+            "--json", type=_command.new_file, metavar="FILE", help="also write it all as JSON"
+        )
 
 
-def main(arguments: argparse.Namespace) -> int:
-    """Run one command; 0 conforms, 1 does not. Raises ValueError or OSError for bad arguments."""
-    if not 0 < getattr(arguments, "timeout", 1) < float("inf"):
-        raise ValueError(f"--timeout: expected seconds above 0, got {arguments.timeout}")
+def chosen_cases(arguments: Namespace) -> list[KitCase]:
+    """The cases that --only names, all by default; says on stderr which could not be read."""
     cases = load()
     if missing := left_out(cases):
-        print(f"left out: {', '.join(missing)} (pip install safetensors)", file=sys.stderr)
-    cases = [case for case in cases if arguments.only in case.name]
-    if not cases:
+        print(f'left out: {", ".join(missing)} (pip install "minidora[train]")', file=sys.stderr)
+    chosen = [case for case in cases if arguments.only in case.name]
+    if not chosen:
         raise ValueError(f"--only: expected part of a case's name, got {arguments.only!r}")
-    if arguments.kit == "list":
-        return list_cases(cases)
-    for option in ("json", "markdown"):
-        path = getattr(arguments, option, None)
-        if path and not path.resolve().parent.is_dir():
-            raise ValueError(f"--{option}: expected a file in a folder that exists, got {path}")
-    if arguments.kit == "peers":
-        return compare_peers(arguments, cases)
-    if arguments.kit == "verify":
-        results = Results(arguments.folder)
-        if unknown := results.unknown(load()):
-            raise ValueError(f"{arguments.folder}: expected the kit's cases, got {unknown}")
-        return show(run(results, cases), arguments)
-    return show(run_program(arguments, cases), arguments)
+    return chosen
 
 
-def run_program(arguments: argparse.Namespace, cases) -> Report:
-    """The program, or the Python adapter as a program."""
-    command: str | list[str] = arguments.program
-    if arguments.impl:
-        command = [sys.executable, "-m", "minidora.kit.serve", arguments.impl]
+def run_port(arguments: Namespace) -> int:
+    """Hold a program, or a Python port as a program, against the cases; 0 where it conforms."""
+    cases = chosen_cases(arguments)
+    program_words = serve.command(arguments.impl) if arguments.impl else arguments.program
     try:
-        with Program(command, timeout=arguments.timeout) as program:
-            return run(program, cases, each=progress if sys.stderr.isatty() else None)
+        with Program(program_words, timeout=arguments.timeout) as program:
+            report = run(program, cases, each=show_progress if sys.stderr.isatty() else None)
     except Failed as failed:
         raise ValueError(f'{arguments.impl or arguments.program}: "hello": {failed}') from None
+    return show(report, arguments)
 
 
-def compare_peers(arguments: argparse.Namespace, cases) -> int:
+def verify_files(arguments: Namespace) -> int:
+    """Hold a folder of answers against the cases; 0 where they conform."""
+    cases = chosen_cases(arguments)
+    results = Results(arguments.folder)
+    if unknown := results.unknown(load()):
+        raise ValueError(f"{arguments.folder}: expected the kit's cases, got {unknown}")
+    return show(run(results, cases), arguments)
+
+
+def compare_peers(arguments: Namespace) -> int:
     """The matrix of implementations and clauses; 0 however they fare, for it is a measurement."""
+    cases = chosen_cases(arguments)
 
-    def said(target):
+    def announce(target: str) -> None:
         print(f"{target} ...", file=sys.stderr, flush=True)
 
-    rows = peers.measure(peers.peers_named(arguments.peer), cases, arguments.timeout, said)
+    rows = peers.measure(peers.peers_named(arguments.peer), cases, arguments.timeout, announce)
     print(peers.matrix(rows, cases[0].kit))
     if arguments.json:
         write_whole(arguments.json, f"{peers.as_json(rows, cases[0].kit)}\n".encode())
     return 0
 
 
-def progress(result: CaseResult) -> None:
-    """Say on a terminal where the run is."""
-    print(f"\r{str(result.variant):60}", end="\r", file=sys.stderr, flush=True)
-
-
-def show(report: Report, arguments: argparse.Namespace) -> int:
-    """Print the table and write the files asked for."""
-    print(text(report, strict=arguments.strict))
-    formats: tuple[tuple[str, Callable], ...] = (("json", as_json), ("markdown", markdown))
-    for option, render in formats:
-        path = getattr(arguments, option)
-        if path:
-            write_whole(path, render(report, strict=arguments.strict).encode())
-    return 0 if report.conforms(strict=arguments.strict) else 1
-
-
-def list_cases(cases) -> int:
+def list_cases(arguments: Namespace) -> int:
     """One line a case."""
+    cases = chosen_cases(arguments)
     print(f"{len(cases)} cases in {FOLDER}; the clauses are in {FOLDER.parent / 'SPEC.md'}")
     for case in cases:
         catches = ", ".join(case.flags) or "-"
         print(f"{case.name:36} {case.level:7} {', '.join(case.clauses)}; catches {catches}")
     return 0
+
+
+def generate_cases(arguments: Namespace) -> int:
+    """Write the cases and their manifest into a folder, which is made if need be."""
+    from .generate import files  # needs mpmath and safetensors
+
+    folder = arguments.out
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out: expected a folder, got the file {str(folder)!r}")
+    written = files()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in written.items():
+        write_whole(folder / name, content)
+    print(f"{len(written)} files in {folder}")
+    return 0
+
+
+def show_progress(result: CaseResult) -> None:
+    """Say on a terminal which variant is done."""
+    print(f"\r{str(result.variant):60}", end="\r", file=sys.stderr, flush=True)
+
+
+def show(report: Report, arguments: Namespace) -> int:
+    """Print the table and write the files asked for; 0 where the report conforms."""
+    print(text(report, strict=arguments.strict))
+    formats: tuple[tuple[Path | None, Callable[..., str]], ...] = (
+        (arguments.json, as_json),
+        (arguments.markdown, markdown),
+    )
+    for path, render in formats:
+        if path:
+            write_whole(path, render(report, strict=arguments.strict).encode())
+    return 0 if report.conforms(strict=arguments.strict) else 1

@@ -1,4 +1,4 @@
-"""Writes the kit's cases: `python -m minidora.kit.generate [FOLDER]`, the same bytes every time.
+"""Writes the kit's cases: `minidora kit generate`, the same bytes every time.
 
 Expected values come straight from Eq. 5 with 60 digits, and gradients by differentiating that
 numerically with as many digits: no formula of the library, nor of a backward pass, takes part.
@@ -7,10 +7,8 @@ Needs mpmath and safetensors.
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -272,19 +270,3 @@ def files() -> dict[str, bytes]:
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
     manifest = {"kit": VERSION, "sha256": sums}
     return written | {"MANIFEST.json": as_text(manifest).encode()}
-
-
-def main(folder: str | None = None) -> None:
-    """Write the cases into `folder`, the package's own by default."""
-    from .._files import write_whole
-
-    target = Path(folder) if folder else Path(__file__).parent / "cases"
-    target.mkdir(parents=True, exist_ok=True)
-    made = files()
-    for name, data in made.items():
-        write_whole(target / name, data)
-    print(f"{len(made)} files in {target}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,13 +1,13 @@
-"""`python -m minidora kit peers`: real implementations against every clause, as a matrix."""
+"""`minidora kit peers`: real implementations against every clause, as a matrix."""
 
 import datetime
 import importlib.util
 import json
 import platform
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from . import serve
 from .files import KitCase
 from .outcomes import CaseResult, Report
 from .program import Failed, Program
@@ -169,10 +169,9 @@ def measure(
             report.missing = f"not installed: {peer.install}"
         else:
             each(peer.target)
-            adapter = f"minidora.kit.adapters.{peer.target}"
-            command = [sys.executable, "-m", "minidora.kit.serve", adapter]
+            served = serve.command(f"minidora.kit.adapters.{peer.target}")
             try:
-                with Program(command, timeout=timeout) as program:
+                with Program(served, timeout=timeout) as program:
                     report = run(program, cases)
             except Failed as failed:
                 report.missing = f"does not run here: {failed}"

@@ -1,6 +1,7 @@
-"""A Python implementation as a program: `python -m minidora.kit.serve package.module:Adapter`.
+"""A Python implementation as a program, which the kit starts in a process of its own.
 
 So that one that crashes or hangs costs an answer and not the run. What it prints goes to stderr.
+It is no command: a user names an implementation with `minidora kit run --impl`.
 """
 
 import json
@@ -9,9 +10,16 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from .._command import install_advice
 from .adapter import described, load_adapter
 from .compare import as_array
 from .protocol import ANSWERS, Request
+
+
+def command(target: str) -> list[str]:
+    """The words that start the process for an implementation, "package.module:Adapter"."""
+    code = f"import sys; from {__name__} import main; main(sys.argv[1])"
+    return [sys.executable, "-c", code, target]
 
 
 def answer(adapter: Any, question: dict) -> dict:
@@ -50,12 +58,9 @@ def main(target: str) -> None:
         adapter = load_adapter(target)
         described(adapter)
     except Exception as error:  # whatever a port's module raises, one line of it
-        sys.exit(f"{type(error).__name__}: {error}")
+        advice = install_advice(error) if isinstance(error, ModuleNotFoundError) else ""
+        sys.exit(advice or f"{type(error).__name__}: {error}")
     for line in sys.stdin:
         question = json.loads(line)
         out.write(json.dumps({"id": question["id"], **answer(adapter, question)}) + "\n")
         out.flush()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

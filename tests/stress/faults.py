@@ -147,7 +147,7 @@ def experiments(count: int, seed: int) -> Outcome:
     outcome, rng = Outcome("killed experiments"), np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as where:
         file = Path(where) / "figure2.json"
-        command = [sys.executable, "-m", "minidora.experiments", "figure2", "--short"]
+        command = [sys.executable, "-m", "minidora", "experiments", "run", "figure2", "--short"]
         command += ["--seeds", str(count + 1), "--jobs", "1", "--out", str(file)]
         for i in range(count):
             before = file.read_bytes() if file.exists() else b""
