@@ -177,7 +177,6 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(package, ext
         ("kit peers --peer Module --only plain", "[torch]", "left out: long_"),
         (f"experiments table {RESULTS}/figure2.json", "| transformer LoRA", ""),
         ("experiments table tensor_parallel", "# What tensor-parallel DoRA sends", ""),
-        ("check --device cpu", "not installed: torch", ""),
     ],
 )
 def test_a_base_install_does_what_it_can(line, shown, warning, tmp_path):
@@ -302,9 +301,8 @@ def test_an_interrupt_reaches_workers_without_a_word_from_them(delay, everyone, 
     (os.killpg if everyone else os.kill)(process.pid, signal.SIGINT)
     shown += process.communicate()[1]
     assert process.returncode == 130 and time.monotonic() - begun < 10
-    bar, message = shown.decode().strip().splitlines()[-2:]
-    assert bar.startswith("runs:") and message == "interrupted; no seed was finished"
-    assert b"Traceback" not in shown
+    bar_and_line = r"(\r?runs[^\r\n]*)+\n?interrupted; no seed was finished\n"
+    assert re.fullmatch(bar_and_line, shown.decode())
 
 
 @needs_what_it_blocks_one_by_one

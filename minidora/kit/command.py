@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .. import _command
 from .._files import write_whole
@@ -15,59 +16,57 @@ from .report import as_json, markdown, text
 from .results import Results
 from .runner import run
 
+SHARED: dict[str, dict[str, Any]] = {
+    "--only": {"default": "", "metavar": "TEXT", "help": "cases whose name has it"},
+    "--timeout": {
+        "type": _command.seconds,
+        "default": 30.0,
+        "metavar": "SECONDS",
+        "help": "for one answer (default 30)",
+    },
+    "--strict": {"action": "store_true", "help": 'a "should" that fails counts'},
+    "--markdown": {
+        "type": _command.new_file,
+        "metavar": "FILE",
+        "help": "also write the report as Markdown",
+    },
+    "--json": {"type": _command.new_file, "metavar": "FILE", "help": "also write it all as JSON"},
+}
+"""Options that several subcommands have."""
+REPORT = ("--only", "--strict", "--markdown", "--json")
+
 
 def add_arguments(kit: _command.Parser) -> None:
     """The kit's subcommands and their options, on its parser."""
     subcommands = kit.subcommands()
 
-    def add(name: str, purpose: str, example: str, run: _command.Command) -> _command.Parser:
-        return _command.add(subcommands, name, purpose, f"minidora kit {name} {example}", run)
+    def add(
+        name: str, purpose: str, example: str, run: _command.Command, *shared: str
+    ) -> _command.Parser:
+        example = f"minidora kit {name} {example}"
+        parser = _command.add(subcommands, name, purpose, example, run)
+        for option in shared:
+            parser.add_argument(option, **SHARED[option])
+        return parser
 
-    running = add(
-        "run", "put every case to an implementation", "--impl my_package.port:Port", run_port
-    )
-    which = running.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "--impl", metavar="MODULE:NAME", help="a Python port, in a process of its own"
-    )
-    which.add_argument(
-        "--program", metavar="COMMAND", help="JSON lines in and out; SPEC.md, part 2"
-    )
+    purpose, example = "put every case to an implementation", "--impl my_package.port:Port"
+    running = add("run", purpose, example, run_port, "--timeout", *REPORT)
+    port = running.add_mutually_exclusive_group(required=True)
+    served = "a Python port, in a process of its own"
+    port.add_argument("--impl", metavar="MODULE:NAME", help=served)
+    port.add_argument("--program", metavar="COMMAND", help="JSON lines in and out; SPEC.md, part 2")
     purpose = "the cases, what each is for, and where they are"
-    listing = add("list", purpose, "--only dropout", list_cases)
-    verifying = add("verify", "hold files of answers against the cases", "answers/", verify_files)
-    verifying.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="with implementation.json and a file a case"
-    )
-    purpose = "hold real implementations against every clause"
-    comparing = add("peers", purpose, "--peer peft --json peers.json", compare_peers)
+    add("list", purpose, "--only dropout", list_cases, "--only")
+    purpose = "hold files of answers against the cases"
+    verifying = add("verify", purpose, "answers/", verify_files, *REPORT)
+    of_answers = "with implementation.json and a file a case"
+    verifying.add_argument("folder", type=Path, metavar="FOLDER", help=of_answers)
+    purpose, example = "hold real implementations against every clause", "--peer peft"
+    comparing = add("peers", purpose, example, compare_peers, "--only", "--timeout", "--json")
     comparing.add_argument("--peer", default="", metavar="TEXT", help="those whose name has it")
+    own = "default: the kit's own"
     generating = add("generate", "write the kit's cases anew", "--out cases/", generate_cases)
-    generating.add_argument(
-        "--out", type=Path, metavar="FOLDER", default=FOLDER, help="default: the kit's own"
-    )
-    for parser in (running, listing, verifying, comparing):
-        parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has it")
-    for parser in (running, comparing):
-        parser.add_argument(
-            "--timeout",
-            type=_command.seconds,
-            default=30.0,
-            metavar="SECONDS",
-            help="for one answer (default 30)",
-        )
-    for parser in (running, verifying):
-        parser.add_argument("--strict", action="store_true", help='a "should" that fails counts')
-        parser.add_argument(
-            "--markdown",
-            type=_command.new_file,
-            metavar="FILE",
-            help="also write the report as Markdown",
-        )
-    for parser in (running, verifying, comparing):
-        parser.add_argument(
-            "--json", type=_command.new_file, metavar="FILE", help="also write it all as JSON"
-        )
+    generating.add_argument("--out", type=Path, metavar="FOLDER", default=FOLDER, help=own)
 
 
 def chosen_cases(arguments: Namespace) -> list[KitCase]:
