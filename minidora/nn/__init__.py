@@ -13,6 +13,7 @@ from .layers import GELU, Dropout, Embedding, LayerNorm, ReLU
 from .linear import DoRALinear, Linear, LoRALinear, MagnitudeLinear
 from .losses import classification, cross_entropy, language_modelling
 from .mlp import MLP
+from .rescale import rescale
 from .transformer import Block, Transformer
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "language_modelling",
     "merge",
     "parameters",
+    "rescale",
     "set_strength",
     "thaw",
     "trainable_summary",
