@@ -111,12 +111,12 @@ def moved(before: ArrayLike, lengths: ArrayLike, pull: ArrayLike, radial: ArrayL
     m, pull, rho, aside_sq = np.broadcast_arrays(m, pull, rho, (u - rho) * (u + rho))
     along = (1 - pull) * m + rho
     after = np.sqrt(along * along + aside_sq)  # n
-    # 1 - cos = aside² / (n (n + along)), which keeps its digits where cos is near 1; likewise
-    # n - m = (n² - m²) / (n + m)
+    # 1 - cos = aside² / (n (n + along)) and n - m = (n² - m²) / (n + m) keep their digits where
+    # cos is near 1 and n near m
     length = np.where(after > 0, after, 1)
     ahead = np.where(along > 0, along, 0)
     turn = np.where(along > 0, aside_sq / (length * (length + ahead)), 1 - along / length)
-    grown_sq = (along - m) * (along + m) + aside_sq
+    grown_sq = (rho - pull * m) * (along + m) + aside_sq
     growth = np.divide(grown_sq, after + m, out=np.zeros_like(after), where=after + m > 0)
     return Changes(m, growth, np.where(m > 0, turn, 1.0))
 
@@ -169,18 +169,21 @@ def radial_parts(lengths: ArrayLike, dimension: int, rng: np.random.Generator) -
     return u * along / np.sqrt(along * along + rng.chisquare(d - 1, size=u.shape))
 
 
-def hidden_below(dimension: int) -> float:
-    """The turn, 2 / d, below which the radial part of an update outweighs Pythagoras.
+def hidden_below(dimension: int, *, norm_sd: float = 1.0) -> float:
+    """The turn, 2 / (d τ²), below which the radial part hides what the norms do at Λ = 0.
 
-    A random update has |ρ| of about u / sqrt(d), and growth by Pythagoras is u² / 2m: the first is
-    larger where u / m < 2 / sqrt(d), that is where ΔD ≈ u² / 2m² < 2 / d. There the growth of a
-    vector is chance, and within a matrix no correlation shows at Λ = 0. A mean over n vectors
-    has a ρ smaller by sqrt(n), so between layers it hides less.
+    A random update has a ρ of about u / sqrt(d). It outweighs Pythagoras, u² / 2m, where u / m <
+    2 / sqrt(d), that is where ΔD ≈ u² / 2m² < 2 / d: a norm then grows or shrinks by chance. Norms
+    of which ln m has a standard deviation τ = norm_sd make growth differ by τ u² / 2m only, so
+    within a matrix it takes ΔD > 2 / (d τ²) for a correlation to show. With decay they make it
+    differ by τ m (ΔD + Λ), so it shows in any dimension from Λ of about sqrt(2 ΔD / d) / τ on. In
+    the mean over n vectors, ρ is smaller by sqrt(n).
 
-    >>> hidden_below(32)
-    0.0625
+    >>> hidden_below(32), hidden_below(32, norm_sd=0.5)
+    (0.0625, 0.25)
     """
-    return 2 / float(checked("dimension", dimension, 2))
+    d, tau = checked("dimension", dimension, 2), checked("norm_sd", norm_sd, math.nextafter(0, 1))
+    return float(2 / (d * tau * tau))
 
 
 def small_spread_correlation(

@@ -109,12 +109,13 @@ def untrained(
     as well is no sign of learning.
     """
     m = _layers(norms)  # (1, layers, vectors)
-    u, pull = _beside(m, "lengths", lengths), _beside(m, "pull", pull)
-    shape = np.broadcast_shapes(m.shape, u.shape, checked("pull", pull, 0, 1).shape)
-    e0, e = _directions(m.shape, dimension, rng), _directions(m.shape, dimension, rng)
-    W0 = np.broadcast_to(m[..., None] * e0, (*shape, e0.shape[-1])).reshape(-1, e0.shape[-1])
-    W = (1 - pull)[..., None] * m[..., None] * e0 + checked("lengths", u, 0)[..., None] * e
-    moves = changes(W0, W.reshape(W0.shape), "per_output")
+    u = checked("lengths", _beside(m, "lengths", lengths), 0)
+    pull = checked("pull", _beside(m, "pull", pull), 0, 1)
+    shape = np.broadcast_shapes(m.shape, u.shape, pull.shape)
+    w0 = m[..., None] * _directions(m.shape, dimension, rng)
+    w = (1 - pull)[..., None] * w0 + u[..., None] * _directions(m.shape, dimension, rng)
+    W0, W = (np.broadcast_to(v, (*shape, dimension)).reshape(-1, dimension) for v in (w0, w))
+    moves = changes(W0, W, "per_output")
     return Changes(*(array.reshape(shape) for array in moves))
 
 
@@ -134,7 +135,7 @@ def _layers(norms: ArrayLike) -> Array:
 
 def _beside(m: Array, name: str, value: ArrayLike) -> Array:
     """`value` with its axes from the left, as (checkpoints, layers, vectors) or ones of these."""
-    array = checked(name, value, -math.inf)
+    array = np.asarray(value, np.float64)
     shape = array.shape + (1,) * (3 - array.ndim)
     if len(shape) > 3 or shape[1] not in (1, m.shape[1]) or shape[2] not in (1, m.shape[2]):
         raise ValueError(
