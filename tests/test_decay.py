@@ -65,7 +65,7 @@ def test_by_hand_in_two_dimensions():
     np.testing.assert_allclose(behind.turn, [2, 1, 2])
     np.testing.assert_allclose(behind.growth, [0, 0, -0.5], atol=1e-15)
     # nothing left, or nothing to begin with: a right angle, as `changes` counts it
-    nothing = decay.moved([1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [1, 0, 0])
+    nothing = decay.moved([1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [1, 0, 0], [0.0, 1.0, 0.0])
     np.testing.assert_array_equal(nothing.turn, [1, 1, 1])
     np.testing.assert_array_equal(nothing.growth, [-1, 2, 0])
 
@@ -141,8 +141,9 @@ def test_radial_parts_are_coordinates_of_random_directions():
         assert (parts**power).mean() == pytest.approx(moment, rel=0.03, abs=0.003)
 
 
-def test_the_radial_part_hides_the_correlation_below_its_limits():
-    d, tau, rng = 4096, 0.3, np.random.default_rng(4)
+@pytest.mark.parametrize("tau", [0.1, 0.3])
+def test_the_radial_part_hides_the_correlation_below_its_limits(tau):
+    d, rng = 4096, np.random.default_rng(4)
     u = 2 / math.sqrt(d)  # at the first limit ρ and Pythagoras are as large
     assert u / math.sqrt(d) == pytest.approx(u * u / 2)
     assert decay.hidden_below(d) == pytest.approx(u * u / 2)
@@ -151,10 +152,11 @@ def test_the_radial_part_hides_the_correlation_below_its_limits():
 
     def within(turn, pull=0.0):
         of = {"dimension": d, "draws": 1, "rng": rng}
-        return predictions.predicted_correlations(m, math.sqrt(2 * turn), pull, **of).within
+        u = math.tan(math.acos(1 - turn))
+        return predictions.predicted_correlations(m, u, pull, **of).within
 
     assert abs(within(0.1 * decay.hidden_below(d))) < 0.1
-    assert 0.5 < within(limit) < 0.8 < within(10 * limit)
+    assert 0.3 < within(0.2 * limit) < 0.6 < within(limit) < 0.8 < within(5 * limit)
     shown = math.sqrt(2 * 1e-4 / d) / tau  # by decay, where the turn alone shows nothing
     assert abs(within(1e-4)) < 0.25 and within(1e-4, 3 * shown) < -0.6
 
@@ -387,9 +389,12 @@ def test_a_base_that_does_not_decay_stays_positive_and_dora_turns():
     u = 0.5 * shares
     assert analysis.predicted_correlations(SIX, u, 0).pooled > 0.9  # LoRA
     assert analysis.predicted_correlations(SIX, u, pull).pooled < -0.3  # the base decays too
-    p = 0.2 * shares
-    free, decayed = (analysis.predicted_correlations(SIX, u, Λ, step=p).pooled for Λ in (0, pull))
-    assert free > 0.5 and decayed < -0.2
+    p = np.random.default_rng(0).normal(0.1, 0.1, size=(4, 6, 32)).cumsum(0)
+    for pull_of_m in (np.zeros(4), pull):  # DoRA
+        moves = decay.moved_magnitude(SIX, u[:, None, None], pull_of_m[:, None, None], p)
+        predicted = analysis.predicted_correlations(SIX, u, pull_of_m, step=p)
+        np.testing.assert_array_equal(predicted[:3], analysis.correlations_of(moves)[:3])
+    assert predicted.last < -0.5
 
 
 def test_draws_are_seeded():
