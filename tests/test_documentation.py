@@ -17,6 +17,7 @@ import minidora
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 MODULES = sorted(m.name for m in pkgutil.walk_packages(minidora.__path__, "minidora."))
 OPTIONAL = {"autograd", "torch", "matplotlib", "mpmath", "peft", "lycoris", "mlx", "torchtune"}
 
@@ -42,26 +43,42 @@ def test_the_public_functions_show_values():
     assert all(">>>" in getattr(minidora, name).__doc__ for name in shown)
 
 
-def test_readme_examples_run_and_are_short():
-    examples = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(examples) == 2
-    for code in examples:
-        assert len(code.strip().splitlines()) <= 14
-        exec(compile(code, "README.md", "exec"), {})
+def test_the_readmes_shortest_example_runs():
+    example = EXAMPLES[0]
+    assert len(EXAMPLES) == 2 and len(example.strip().splitlines()) <= 14
+    exec(compile(example, "README.md", "exec"), {})
 
 
-def test_every_module_has_one_line_in_the_readmes_map():
-    files = {p for p in (ROOT / "minidora").rglob("*.py") if p.name != "__init__.py"}
-    files |= {ROOT / "minidora/__init__.py"}
-    for file in files:
-        path = file.relative_to(ROOT).as_posix()
-        folder = file.parent.relative_to(ROOT).as_posix() + "/"
-        assert f"| `{path}` | " in README or f"| `{folder}` | " in README, path
+def test_the_readmes_three_lines_of_pytorch_run(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
+    from minidora import pytorch
+
+    def base():
+        torch.manual_seed(0)
+        return torch.nn.ModuleDict({name: torch.nn.Linear(4, 4) for name in ("q_proj", "v_proj")})
+
+    monkeypatch.chdir(tmp_path)
+    model, base_model = base(), base()
+    exec(compile(EXAMPLES[1], "README.md", "exec"), {"model": model})
+    (loading,) = re.findall(r"`(pytorch\.load_adapter_\(.*?\))`", README)
+    exec(loading, {"pytorch": pytorch, "base_model": base_model})
+    loaded = dict(base_model.named_parameters())
+    assert all(torch.equal(loaded[name], p) for name, p in model.named_parameters())
+
+
+def test_every_folder_and_top_level_module_has_its_line_in_the_readmes_map():
+    package = [p for p in (ROOT / "minidora").iterdir() if p.suffix == ".py"]
+    folders = [p.parent for p in (ROOT / "minidora").glob("*/__init__.py")]
+    others = [ROOT / "lessons", ROOT / "lessons/results", ROOT / "tests"]
+    others += [p.parent for p in (ROOT / "tests").glob("*/*.py")]
+    for path in {*package, *folders, *others}:
+        line = path.relative_to(ROOT).as_posix() + ("/" if path.is_dir() else "")
+        assert README.count(f"| `{line}` | ") == 1, line
 
 
 def test_every_path_the_readme_names_exists():
     named = re.findall(r"`((?:minidora|lessons|tests)/[\w./-]*)`", README)
-    named += re.findall(r"\]\(((?:lessons|tests|minidora)/[^)]+)\)", README)
     assert len(named) > 10
     assert [path for path in named if not (ROOT / path).exists()] == []
 

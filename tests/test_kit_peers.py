@@ -113,12 +113,6 @@ def test_the_command_prints_the_matrix_and_names_what_is_missing(monkeypatch, ca
     assert "--peer: expected part of numpy_layers" in capsys.readouterr().err
 
 
-def test_the_readmes_matrix_is_of_these_clauses():
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    for clause, words in peers.CLAUSES.items():
-        assert f"| {clause} {words} |" in readme, clause
-
-
 # a layer by a few lines, as its own users would call it
 
 

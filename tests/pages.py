@@ -1,0 +1,364 @@
+"""Every table of figures in the README and in lessons/results, made from the files they rest on.
+
+    python tests/pages.py
+
+writes them anew, each between `<!-- block: NAME -->` and `<!-- end -->`. tests/test_results.py
+holds the committed pages to what this makes, so that no figure on them is typed by hand. A new
+table is a function with `@block(page)`; the claims of the paper are in tests/claims.py.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = "lessons/results"
+BLOCKS: dict[str, tuple[str, Callable[[], str]]] = {}  # name: (page, what makes its text)
+SHAPE = "d_in, d_out, n, r"
+
+
+def block(page: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
+    """Register a function that makes the text of a block of `page`."""
+
+    def register(make: Callable[[], str]) -> Callable[[], str]:
+        BLOCKS[make.__name__] = (page, make)
+        return make
+
+    return register
+
+
+@cache
+def file(path: str):
+    """The contents of a JSON file, or the list of a file of JSON lines."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if path[-1] == "l" else json.loads(text)
+
+
+def bench(name: str) -> dict:
+    """A benchmark's figures."""
+    return file(f"tests/benchmarks/bench_{name}.json")
+
+
+def summary(experiment: str) -> dict:
+    """An experiment's summary."""
+    return file(f"{RESULTS}/{experiment}.json")["summary"]
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], align: str = "---:") -> str:
+    """A Markdown table, all columns but the first aligned alike."""
+    head = list(head)
+    lines = [head, ["---", *[align] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """exp of the mean logarithm."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def listed(words: Iterable[str]) -> str:
+    """A list in words: "a, b and c"."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def machine_of(report: dict) -> str:
+    """Where a benchmark ran, and with what."""
+    at = report["machine"]
+    names = {"numpy": "NumPy", "torch": "PyTorch", "peft": "PEFT", "autograd": "autograd"}
+    versions = [f"{names[key]} {v}" for key, v in at["versions"].items() if key in names]
+    parts = [at["cpu"], f"Python {at['python']}", *versions]
+    return f"{', '.join(parts)}; threads: {report['threads']}; rounds: {report['rounds']}."
+
+
+# lessons/results/speed.md
+
+
+def over(shapes: dict[str, dict], names: dict[str, str]) -> str:
+    """Ratios by shape; `names` gives each contestant's column."""
+    rows = [
+        [re.sub(r"^\w+, |[()]", "", shape), *[f"{ratios[name]:.2f}" for name in names]]
+        for shape, ratios in shapes.items()
+    ]
+    return table([SHAPE, *names.values()], rows)
+
+
+@block(f"{RESULTS}/speed.md")
+def layer() -> str:
+    """One layer in NumPy."""
+    names = ("factored exact", "factored detached", "minidora LoRA", "textbook exact")
+    names += ("autograd library", "PEFT LoRA", "PEFT DoRA", "torch dense exact")
+    report = bench("layer")
+    shapes = over(report["over_numpy_floor"], {name: name for name in names})
+    return f"{machine_of(report)}\n\n{shapes}"
+
+
+@block(f"{RESULTS}/speed.md")
+def layer_means() -> str:
+    """What the six shapes come to, and the memory of a step."""
+    report = bench("layer")
+    means, peak = report["geometric_means"], report["peak_over_W0_bytes"]
+    return f"""Geometric means over the six shapes, the factored exact gradient's time over that of
+
+- PEFT DoRA, whose gradient is the detached one: {means["PEFT DoRA"]:.2f};
+- the autograd library: {means["autograd library"]:.2f};
+- PEFT LoRA: {means["PEFT LoRA"]:.2f};
+- its own detached mode: {means["factored detached"]:.2f}.
+
+Peak memory of a step at d = 2048, n = 64, r = 16, in units of W0's bytes: \
+factored {peak["factored"]:.2f}, textbook {peak["textbook"]:.1f}."""
+
+
+@block(f"{RESULTS}/speed.md")
+def layer_in_pytorch() -> str:
+    """One layer in PyTorch."""
+    report = bench("pytorch")
+    names = {f"minidora {mode}": mode for mode in ("exact", "detached", "exact, compiled")}
+    names |= {name: name for name in ("PEFT LoRA", "PEFT DoRA", "dense exact")}
+    shapes = {shape: found["over_floor"] for shape, found in report["results"].items()}
+    return f"{machine_of(report)}\n\n{over(shapes, names)}"
+
+
+@block(f"{RESULTS}/speed.md")
+def layer_in_pytorch_means() -> str:
+    """What the six shapes come to, and what is kept for backward."""
+    report = bench("pytorch")
+    means, kept = report["geometric_means"], report["kept_over_n_d_out"]
+    return f"""Geometric means over the six shapes, the exact gradient's time over that of PEFT \
+DoRA: {means["PEFT DoRA"]:.2f}; of PEFT LoRA: {means["PEFT LoRA"]:.2f}; of our detached mode: \
+{means["minidora detached"]:.2f}.
+
+Numbers kept for backward beside x and the parameters, in units of n · d_out, at 512 × 1024, \
+r = 16: exact {kept["exact"]:.2f}, detached {kept["detached"]:.2f}, PEFT DoRA \
+{kept["PEFT DoRA"]:.2f}, PEFT LoRA {kept["PEFT LoRA"]:.3f}."""
+
+
+@block(f"{RESULTS}/speed.md")
+def transformer() -> str:
+    """A training step of a transformer."""
+    report = bench("transformer")
+    models = [key for key in report if key.startswith(("d = ", "the lesson"))]
+    rows = []
+    for name in report[models[0]]:
+        measured = [report[model][name] for model in models]
+        cells = [f"{found['over_peft_dora']:.2f} ({found['ms']:.1f} ms)" for found in measured]
+        rows.append([name, *cells])
+    return f"{machine_of(report)}\n\n{table(['contestant', *models], rows)}"
+
+
+@block(f"{RESULTS}/speed.md")
+def keep_output() -> str:
+    """What keeping y in place of x @ V.T saves."""
+    kept = file(f"{RESULTS}/recorded.json")["keep_output"]["kept_over_n_d"]
+    rows = [[place, *[f"{number:.2f}" for number in numbers]] for place, numbers in kept.items()]
+    return table(["where", "without", "with keep_output", "saved"], rows)
+
+
+# lessons/results/conformance.md
+
+
+@block(f"{RESULTS}/conformance.md")
+def peers() -> str:
+    """The matrix of implementations and clauses."""
+    from minidora.kit.peers import CLAUSES
+
+    report = file(f"{RESULTS}/conformance.json")
+    rows = [row for row in report["rows"] if not row["missing"]]
+    signs = {"pass": "✓", "fail": "✗", None: ""}
+    head = ["clause", *[f"{row['name']} {row['version'].split(' ')[0]}" for row in rows]]
+    judged = [clause for clause in CLAUSES if clause in rows[0]["clauses"]]
+    lines = [[f"{c} {CLAUSES[c]}", *[signs[row["clauses"][c]] for row in rows]] for c in judged]
+    about = f"Kit {report['kit']}, Python {report['python']}, {report['date']}."
+    return f"{about}\n\n{table(head, lines, ':-:')}"
+
+
+def failing() -> dict[str, list[str]]:
+    """The clauses that each implementation fails, for those that fail any."""
+    rows = file(f"{RESULTS}/conformance.json")["rows"]
+    return {row["name"]: list(row["failed"]) for row in rows if row["failed"]}
+
+
+# lessons/results/checks.md
+
+
+def is_layer(function: str) -> bool:
+    """Whether it is LoRA or DoRA itself, and no network."""
+    return function in ("lora", "dora", "factored")
+
+
+def worst(functions: Callable[[str], bool], witness: str) -> tuple[str, str]:
+    """The worst relative error of some functions against a witness, and its bound."""
+    lines = [
+        line
+        for line in file(f"{RESULTS}/check.json")["lines"]
+        if functions(line["function"]) and line["witness"] == witness
+    ]
+    if not lines:
+        return "-", "-"
+    error, bound = (max(line[key] for line in lines) for key in ("max_rel", "tolerance"))
+    return f"{error:.1e}", f"{bound:.0e}".replace("e-0", "e-")
+
+
+@block(f"{RESULTS}/checks.md")
+def gradients() -> str:
+    """Every gradient against every witness, by kind."""
+    witnesses = {"autograd": "the autograd library", "torch cpu": "PyTorch"}
+    witnesses |= {"central differences": "central differences"}
+    witnesses |= {"minidora.pytorch cpu": "`minidora.pytorch`, which is held against NumPy's"}
+    rows = []
+    for witness, title in witnesses.items():
+        layers, networks = (worst(kind, witness) for kind in (is_layer, lambda n: not is_layer(n)))
+        rows.append([title, *layers, *networks])
+    head = ["witness", "LoRA, textbook and factored DoRA", "bound", "layers and networks", "bound"]
+    report = file(f"{RESULTS}/check.json")
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return f"""{table(head, rows)}
+
+{len(report["lines"])} lines, {report["dtype"]}, seed {report["seed"]}; {versions}."""
+
+
+@block(f"{RESULTS}/checks.md")
+def mutation() -> str:
+    """How many broken formulas the fast tests notice."""
+    found = file(f"{RESULTS}/mutation.json")
+    share = 100 * found["killed"] / found["total"]
+    return f"Killed: {found['killed']:,} of {found['total']:,} mutants ({share:.1f} %)."
+
+
+@block(f"{RESULTS}/checks.md")
+def faults() -> str:
+    """What the stress command counted."""
+    rows = file(f"{RESULTS}/recorded.json")["stress"]["counts"].items()
+    return table(["what was done", "what came of it"], rows, "---")
+
+
+@block(f"{RESULTS}/checks.md")
+def processes() -> str:
+    """Gradients in two processes against one."""
+    found = [line for line in file(f"{RESULTS}/distributed.jsonl") if line["what"] == "gradients"]
+    ways = {"ddp": "DistributedDataParallel", "fsdp": "FSDP2"}
+    ways |= {"fsdp, checkpointed": "FSDP2 with activation checkpointing"}
+    rows = []
+    for axis in ("per_output", "per_input"):
+        for how, title in ways.items():
+            of_this = [line for line in found if (line["axis"], line["how"]) == (axis, how)]
+            errors = {line["mode"]: line["error"] for line in of_this}
+            rows.append([f"{title}, {axis}", *[f"{errors[m]:.0e}" for m in ("exact", "detached")]])
+    return table(["how, norm_axis", "exact", "detached"], rows)
+
+
+# README.md
+
+
+def of_figure_2(method: str) -> str:
+    """A method's correlations of ΔM with ΔD over q and over v, pooled as in the paper."""
+    layers = summary("figure2")["runs"][f"transformer {method}"]["layers"]
+    return listed(f"{layers[name]['pooled']['r']['mean']:+.2f}" for name in "qv").replace("-", "−")
+
+
+def loss_at_the_highest_rate(method: str) -> str:
+    """What the highest learning rate costs beside the best one, least and most over the ranks."""
+    costs = []
+    for name, group in summary("sweep").items():
+        if name.startswith(f"{method}, "):
+            losses = [by_rate[-1] for by_rate in group["test by rate"]]
+            costs.append(sum(losses) / len(losses) - group["test"]["mean"])
+    return f"{min(costs):.2f} to {max(costs):.2f}"
+
+
+@block("README.md")
+def headlines() -> str:
+    """Ten results, each with its page."""
+    numpy, torch = (bench(name)["geometric_means"] for name in ("layer", "pytorch"))
+    peak, kept = bench("layer")["peak_over_W0_bytes"], bench("pytorch")["kept_over_n_d_out"]
+    steps = [bench("transformer")[f"{model}, as it is"] for model in ("d = 64", "the lesson's")]
+    ours = [step["minidora DoRA"]["over_peft_dora"] for step in steps]
+    autograd, pytorch, central = (
+        worst(lambda _: True, witness)[0]
+        for witness in ("autograd", "torch cpu", "central differences")
+    )
+    failed = sorted(len(clauses) for clauses in failing().values())
+    nan = sum("Z3" in clauses for clauses in failing().values())
+    rank_1 = summary("sweep")["DoRA, rank 1"]["difference"]["mean"]
+    rows = {
+        "Hand-derived gradients against witnesses, float64, worst relative error": (
+            f"the autograd library {autograd}, PyTorch {pytorch}, central differences {central}",
+            "checks",
+        ),
+        "The fast layer in NumPy, exact gradient": (
+            f"{numpy['PEFT DoRA']:.2f} of the time of PEFT's DoRA, "
+            f"{numpy['PEFT LoRA']:.2f} of its LoRA",
+            "speed",
+        ),
+        "What the exact gradient costs beside the detached one": (
+            f"{numpy['factored detached']:.2f} of its time; a step peaks at {peak['factored']:.2f} "
+            f"of W0's bytes, the textbook's at {peak['textbook']:.1f}",
+            "speed",
+        ),
+        "The PyTorch layer, exact gradient": (
+            f"{torch['PEFT DoRA']:.2f} of the time of PEFT's DoRA, {torch['PEFT LoRA']:.2f} of its "
+            f"LoRA; keeps {kept['exact']:.2f} n · d_out numbers for backward",
+            "speed",
+        ),
+        "A whole transformer in NumPy, one training step": (
+            f"{ours[0]:.2f} of the time of PyTorch with PEFT's DoRA; in lesson 08 {ours[1]:.2f}",
+            "speed",
+        ),
+        "PEFT, torchtune, LyCORIS and mlx-lm against the kit": (
+            f"{len(failed)} layers fail {failed[0]} to {failed[-1]} clauses; "
+            f"{nan} give NaN for a row of zeros",
+            "conformance",
+        ),
+        "Figure 2, correlation of ΔM with ΔD (q and v): LoRA +0.83 in the paper": (
+            f"reproduces: {of_figure_2('LoRA')}",
+            "claims",
+        ),
+        "Figure 2: full fine-tuning −0.62, DoRA −0.31": (
+            f"does not, tuned without weight decay: {of_figure_2('FT')}; {of_figure_2('DoRA')}",
+            "claims",
+        ),
+        "DoRA ahead of LoRA at every rank (figure 5)": (
+            f"in part: loss {rank_1:+.3f} at rank 1, not told apart at 2 to 16".replace("-", "−"),
+            "claims",
+        ),
+        "A learning rate that is too high": (
+            f"costs LoRA {loss_at_the_highest_rate('LoRA')} nats, "
+            f"DoRA {loss_at_the_highest_rate('DoRA')}",
+            "claims",
+        ),
+    }
+    lines = [
+        [what, result, f"[{page}]({RESULTS}/{page}.md)"] for what, (result, page) in rows.items()
+    ]
+    return table(["what", "result", "page"], lines, "---")
+
+
+def wrapped(name: str, text: str) -> str:
+    """A block as it stands on its page."""
+    return f"<!-- block: {name} -->\n{text}\n<!-- end -->"
+
+
+def main() -> None:
+    """Write every block on its page."""
+    import claims  # noqa: F401  registers its blocks
+
+    for name, (page, make) in BLOCKS.items():
+        path = ROOT / page
+        old = path.read_text(encoding="utf-8")
+        place = re.compile(rf"<!-- block: {name} -->.*?<!-- end -->", re.S)
+        text = wrapped(name, make())
+        new, count = place.subn(lambda _, text=text: text, old)
+        assert count == 1, f"{page}: expected <!-- block: {name} --> and <!-- end --> once"
+        if new != old:
+            path.write_text(new, encoding="utf-8")
+            print(f"{page}: {name}")
+
+
+if __name__ == "__main__":
+    import pages  # the module that claims.py adds its blocks to; this one is __main__
+
+    pages.main()
