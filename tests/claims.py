@@ -121,7 +121,11 @@ def ranks() -> list[str]:
     """Figure 5."""
     groups = summary("sweep")
     intervals = corrected([groups[f"DoRA, rank {rank}"]["difference"] for rank in RANKS])
-    here = f"loss less LoRA's at ranks {', '.join(map(str, RANKS))}: {each(intervals)}"
+    more = groups["DoRA, rank 1"]["trained"] / groups["LoRA, rank 1"]["trained"] - 1
+    here = (
+        f"loss less LoRA's at ranks {', '.join(map(str, RANKS))}: {each(intervals)}; "
+        f"at rank 1 with {100 * more:.0f} % more numbers, for m counts in a small model"
+    )
     paper = "+37 points at rank 8, +22 at 4"
     return ["figure 5: ahead at every rank", paper, here, verdict(intervals, -1)]
 
