@@ -325,8 +325,8 @@ def test_ctrl_c_ends_the_workers_in_silence(tmp_path):
     code += "store.run('figure2', Path(sys.argv[1]), short=True, jobs=2, progress=False)"
     command = [sys.executable, "-c", code, str(tmp_path / "figure2.json")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    for _ in range(600):  # until the workers have something to do
-        if (tmp_path / "bases").exists():
+    for _ in range(1200):  # until both bases are there, and so both workers
+        if len(list(tmp_path.glob("bases/*.safetensors"))) == 2:
             break
         time.sleep(0.1)
     assert process.poll() is None

@@ -1,6 +1,7 @@
-"""The paper's figures as commands: `minidora experiments run figure2`, and so on.
+"""The paper's figures as commands, `minidora experiments run NAME`, resumable and verifiable.
 
-Each experiment is a list of runs a seed: a network is pretrained, adapted, tuned and measured
-(`runs`), for every seed, in resumable fashion (`store`), and summed up (`summaries`). What it runs
-is a plain dict, its configuration (`configs`), which the JSON file of the results holds too.
+One module an experiment (`registry` lists them): its configuration, what its seeds come to, and its
+table. A configuration (`experiment`) names networks and runs. For every seed `runs.measure` takes a
+pretrained network, adapts and tunes it and measures; `store` keeps each finished seed in a JSON
+file; `summaries` and `tables` have what several experiments share; `verify` runs a seed anew.
 """
