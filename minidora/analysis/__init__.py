@@ -51,6 +51,7 @@ from .predictions import (
     Correlations,
     correlations_of,
     mean_correlations,
+    moves_of,
     predicted_correlations,
     untrained,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "mean_correlations",
     "moved",
     "moved_magnitude",
+    "moves_of",
     "predicted_correlations",
     "pulls",
     "radial_parts",

@@ -15,6 +15,7 @@ from .._boundary import Array, positive_int
 from .correlation import correlate
 from .decay import checked, moved, moved_magnitude, radial_parts
 from .movement import Changes, changes
+from .recording import Recording
 
 
 class Correlations(NamedTuple):
@@ -44,6 +45,19 @@ def correlations_of(moves: Changes, *, signed: bool = False) -> Correlations:
 
 def _r(x: Array, y: Array) -> float:
     return correlate(x, y).r if len(x) > 1 else math.nan
+
+
+def moves_of(recording: Recording) -> Changes:
+    """A recording's vectors as arrays of (checkpoints, layers, vectors), for `correlations_of`.
+
+    With `update_of(moves, pull)` and `predicted_correlations` a run is held against the law.
+    Raises ValueError for layers that differ in the number of their vectors.
+    """
+    vectors = recording.vectors
+    counts = {len(moves.before) for moves in vectors[-1]}
+    if len(counts) > 1:
+        raise ValueError(f"recording: expected layers of as many vectors, got {sorted(counts)}")
+    return Changes(*np.moveaxis(np.array(vectors), 2, 0))
 
 
 def mean_correlations(draws: Iterable[Correlations]) -> Correlations:

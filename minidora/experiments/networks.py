@@ -12,7 +12,7 @@ import numpy as np
 from .. import nn, training
 from ..nn.losses import IGNORED
 from ..training import checkpoint, data
-from ..training.optim import Optimizer
+from ..training.optim import Optimizer, Schedule
 
 Settings = dict[str, Any]
 Model = Any
@@ -112,7 +112,8 @@ def pretrained(network: Settings, seed: int, folder: Path | None = None) -> Mode
         first = task(network, "none", seed)
     optimizer = training.AdamW(weight_decay=network["pretrain_weight_decay"])
     steps, rate = network["pretrain_steps"], network["pretrain_rate"]
-    train(model, network, first, steps, rate, rng, optimizer)
+    schedule = training.linear(rate, steps, warmup=steps // 10)
+    train(model, network, first, steps, schedule, rng, optimizer)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(file, model)
@@ -124,12 +125,12 @@ def train(
     network: Settings,
     on: Task,
     steps: int,
-    rate: float,
+    schedule: Schedule,
     rng: np.random.Generator,
     optimizer: Optimizer,
     **watching: Any,
 ) -> training.History:
-    """Train what trains; the rate rises over a tenth of the steps, then falls in a line.
+    """Train what trains, at a schedule of learning rates.
 
     watching: `evaluate`, `every` and `callbacks` of `training.fit`. Raises KeyboardInterrupt where
     `fit` was interrupted: half a training is no result.
@@ -140,7 +141,7 @@ def train(
         data.batches(on.train, network["batch"], rng),
         steps=steps,
         optimizer=optimizer,
-        rate=training.linear(rate, steps, warmup=steps // 10),
+        rate=schedule,
         clip=network["clip"],
         progress=False,
         **watching,

@@ -1,10 +1,34 @@
 """The list of experiments."""
 
-from . import detach, figure2, figure3, gradients, granularity, sample_size, sweep
+from . import (
+    decay,
+    decay_checks,
+    decay_interventions,
+    decay_practice,
+    detach,
+    figure2,
+    figure3,
+    gradients,
+    granularity,
+    sample_size,
+    sweep,
+)
 from .experiment import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (figure2, figure3, sweep, granularity, sample_size, detach, gradients)
+    for module in (
+        figure2,
+        decay,
+        decay_interventions,
+        decay_checks,
+        decay_practice,
+        figure3,
+        sweep,
+        granularity,
+        sample_size,
+        detach,
+        gradients,
+    )
 }
 """By name, in the order in which they are shown."""

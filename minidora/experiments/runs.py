@@ -5,12 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from .. import analysis, nn, training
+from .. import analysis, nn
 from .._boundary import Array
 from ..nn.layer import trained, walk
 from ..nn.linear import Linear
-from ..training.optim import Optimizer
+from .law import held_against_the_law
 from .networks import Model, Settings, Task, judge, pretrained, rows, task, train
+from .tuning import (
+    CoupledAdam,
+    DecayingBase,
+    keep_positive,
+    optimizer_of,
+    schedule_of,
+    weight_decay_of,
+    with_own_base,
+)
 from .watching import watched
 
 Figures = dict[str, Any]
@@ -23,41 +32,44 @@ def measure(network: Settings, settings: Settings, seed: int, folder: Path | Non
     settings: adapt (arguments of `nn.adapt`), rate, and where they matter: optimizer ("adamw" or
     "sgd", momentum 0.9), weight_decay (none unless given), m_rate (a factor on m's learning rate),
     fraction (of the training data), record (targets, and how many times), vectors (keep those of
-    the last step), controls, watch (rows of a layer's input to look at gradients on). What the
-    network's settings name too, such as task, holds for the tuning in place of theirs.
+    the last step), controls, watch (rows of a layer's input to look at gradients on), and what
+    `tuning` takes: pull (Λ at the end, in place of weight_decay), spared (patterns that do not
+    decay, beside biases and gains), schedule, decaying_base, positive (m stays so), and rescale
+    (the spread of `nn.rescale`, before adapting); law (hold the movements against
+    `analysis.decay`). What the network's settings name too, such as task, holds for the tuning in
+    place of theirs.
     """
     base = pretrained(network, seed, folder)
+    if "rescale" in settings:
+        base = nn.rescale(base, settings["rescale"], np.random.default_rng(2000 + seed))
     network = network | {key: settings[key] for key in network if key in settings}
     on = task(network, network["task"], seed)
     fewer = slice(int(len(on.train[0]) * settings.get("fraction", 1)))
     on = Task(rows(on.train, fewer), on.choose, on.test, on.loss)
     rng = np.random.default_rng(1000 + seed)
     model = nn.adapt(base, rng=rng, **settings["adapt"])
+    if settings.get("decaying_base"):
+        model = with_own_base(model)
     result: Figures = {"trained": sum(array.size for array in trained(model).values())}
     if "watch" in settings:
         result["start"] = watched(model, on, settings["watch"])
     try:
-        history, recording = _tune(model, base, network, settings, on, rng)
+        history, recording, *columns = _tune(model, base, network, settings, on, rng, result)
     except FloatingPointError as error:
         return {**result, "diverged": str(error)}
     result |= {"choose": judge(model, on.choose), "test": judge(model, on.test)}
     if "watch" in settings:
         result["end"] = watched(model, on, settings["watch"])
-    if recording:
+    if recording and settings.get("law"):
+        about = (network["tune_steps"], settings, rng, result.get("pulled"))
+        result |= held_against_the_law(recording, *columns, base, model, *about)
+    elif recording:
         result["recording"] = described(recording, vectors=settings.get("vectors", False))
         result["recording"]["choose_loss"] = list(history.evaluations.values())
         result["recording"]["within_r_per_input"] = _across(base, model, recording.names)
         if settings.get("controls"):
             result["controls"] = _controls(base, model, recording.names, rng)
     return rounded(result)
-
-
-def optimizer_of(settings: Settings) -> Optimizer:
-    """A fresh optimizer, as a run's settings say."""
-    rates = {"*.m": settings.get("m_rate", 1)}
-    if settings.get("optimizer", "adamw") == "sgd":
-        return training.SGD(momentum=0.9, rates=rates)
-    return training.AdamW(weight_decay=settings.get("weight_decay", 0.0), rates=rates)
 
 
 def _tune(
@@ -67,21 +79,42 @@ def _tune(
     settings: Settings,
     on: Task,
     rng: np.random.Generator,
-) -> tuple[training.History, analysis.Recording | None]:
-    """Tune in place: the history and, where asked for, the recording."""
-    steps, watching, recording = network["tune_steps"], {}, None
+    result: Figures,
+) -> tuple[Any, ...]:
+    """Tune in place: the history and, where asked for, the recording; adds to the result.
+
+    Returns (history, recording), and with `law` the recording along the columns.
+    """
+    steps, recording = network["tune_steps"], None
+    schedule, optimizer = schedule_of(steps, settings), optimizer_of(steps, settings)
+    watching: dict[str, Any] = {"callbacks": []}
+    columns: list[analysis.Recording] = []
+    if settings.get("decaying_base"):
+        decay = weight_decay_of(steps, settings)
+        watching["callbacks"].append(DecayingBase(schedule, decay))
+    if settings.get("positive"):
+        watching["callbacks"].append(keep_positive)
     if "record" in settings:
         every = steps // settings["record"]["times"]
         checkpoints = range(every, steps + 1, every)
         recorder = analysis.Recorder(base, settings["record"]["targets"], steps=checkpoints)
         recording = recorder.recording
-        watching = {
-            "callbacks": [recorder],
-            "evaluate": lambda tuned: judge(tuned, on.choose)["loss"],
-            "every": every,
-        }
-    rate, optimizer = settings["rate"], optimizer_of(settings)
-    return train(model, network, on, steps, rate, rng, optimizer, **watching), recording
+        watching["callbacks"].append(recorder)
+        if settings.get("law"):
+            across = analysis.Recorder(
+                base, settings["record"]["targets"], steps=checkpoints, norm_axis="per_input"
+            )
+            watching["callbacks"].append(across)
+            columns = [across.recording]
+        else:
+            watching |= {"evaluate": lambda tuned: judge(tuned, on.choose)["loss"], "every": every}
+    history = train(model, network, on, steps, schedule, rng, optimizer, **watching)
+    if isinstance(optimizer, CoupledAdam):
+        ends = tuple(f"{target}.weight" for target in settings["record"]["targets"])
+        result["pulled"] = float(
+            np.mean([v for n, v in optimizer.pulled.items() if n.endswith(ends)])
+        )
+    return history, recording, *columns
 
 
 def described(recording: analysis.Recording, *, vectors: bool) -> Figures:
