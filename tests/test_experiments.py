@@ -234,9 +234,9 @@ def test_what_the_network_names_too_holds_for_the_tuning_alone(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1  # the base is the same
 
 
-def test_figure_2_alone_has_a_short_form():
+def test_the_short_forms_are_those_that_the_tests_run():
     short = [name for name, experiment in EXPERIMENTS.items() if experiment.short]
-    assert short == ["figure2"] and all(EXPERIMENTS[name].about for name in EXPERIMENTS)
+    assert short == ["figure2", "decay"] and all(EXPERIMENTS[name].about for name in EXPERIMENTS)
     with pytest.raises(ValueError, match="--short: expected an experiment with a short form"):
         EXPERIMENTS["sweep"].configured(short=True)
 
