@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ import pytest
 from minidora import __version__, _command
 from minidora.__main__ import PARTS, main, parser_for
 from minidora.experiments import command as experiments
+from minidora.experiments.workers import interrupts_held, workers
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "lessons" / "results"
@@ -306,11 +308,36 @@ def test_an_interrupt_reaches_workers_without_a_word_from_them(delay, everyone, 
     assert re.fullmatch(bar_and_line, shown.decode())
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signals as on POSIX")
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["another thread", "this thread"])
+def test_an_interrupt_while_workers_start_waits_until_they_have(elsewhere):
+    go, blocked = threading.Event(), []
+    sender = threading.Thread(target=lambda: go.wait() and signal.raise_signal(signal.SIGINT))
+    if elsewhere:  # its mask is from before the block
+        sender.start()
+    code = "import signal; print(*signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        if elsewhere:
+            go.set()
+            sender.join()
+        else:
+            signal.raise_signal(signal.SIGINT)
+        blocked = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert str(int(signal.SIGINT)) in blocked
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_workers_leave_interrupts_to_their_parent():
+    with workers(1) as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
+
+
 @needs_what_it_blocks_one_by_one
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc to see who is left")
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     words = ["experiments", "run", "figure2", "--short", "--jobs", "2", "--out", f"{tmp_path}/f"]
-    process = start(f"sys.exit(main({words}))", start_new_session=True)
+    nowhere = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+    process = start(f"sys.exit(main({words}))", start_new_session=True, **nowhere)
 
     def alive():
         """Processes of the session, less those that ended and were not waited for."""
@@ -325,8 +352,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     until(lambda: alive() == 4)  # the two, and Python's own tracker of semaphores
     time.sleep(1)  # they start to work
     process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode == -signal.SIGTERM
+    assert process.wait() == -signal.SIGTERM
     until(lambda: alive() == 0)
 
 
