@@ -15,16 +15,12 @@ from numpy.typing import NDArray
 from .inputs import draw, linear, mask
 
 Inputs = dict[str, NDArray]
+Tolerances = dict[str, float | None]  # None: finite is enough
 
 AXES = ("per_output", "per_input")
 WIDE = ("float64", "float32")
 DTYPES = (*WIDE, "bfloat16", "float16")
-TOLERANCES: dict[str, float | None] = {
-    "float64": 1e-10,
-    "float32": 1e-5,
-    "bfloat16": 3e-2,
-    "float16": 4e-3,
-}
+TOLERANCES: Tolerances = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
 """Relative, in the max-norm: some hundred thousand roundings in float64, some 4 to 100 below."""
 
 
@@ -43,7 +39,7 @@ class Definition:
     gives: tuple[str, ...] = ("forward", "merge", "backward")
     settings: dict = field(default_factory=dict)
     dtypes: tuple[str, ...] = DTYPES
-    tolerances: dict[str, float | None] = field(default_factory=lambda: TOLERANCES)  # None: finite
+    tolerances: Tolerances = field(default_factory=lambda: TOLERANCES)
     wrong: bool = False  # whether wrong answers are stored beside the right ones
 
 
@@ -217,21 +213,11 @@ def steps(axis: str) -> list[Definition]:
         name = f"steps_{optimizer['name']}.{axis}"
         inputs = linear(name, axis=axis)
         inputs["target"] = inputs.pop("dy")
-        cases.append(
-            Definition(
-                name,
-                ("T1", "T2"),
-                "must",
-                ("magnitude-not-trained", "stale-norm"),
-                {"norm_axis": axis},
-                0.75,
-                inputs,
-                gives=("steps",),
-                settings={"optimizer": optimizer},
-                dtypes=WIDE,
-                tolerances={"float64": 1e-9, "float32": 1e-4},
-            )
-        )
+        flags = ("magnitude-not-trained", "stale-norm")
+        fields = ("must", flags, {"norm_axis": axis}, 0.75, inputs)
+        given: dict[str, Any] = {"gives": ("steps",), "settings": {"optimizer": optimizer}}
+        given |= {"dtypes": WIDE, "tolerances": {"float64": 1e-9, "float32": 1e-4}}
+        cases.append(Definition(name, ("T1", "T2"), *fields, **given))
     return cases
 
 

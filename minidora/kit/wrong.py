@@ -248,9 +248,7 @@ def given(case: Any, arrays: dict, norm_grad: str) -> dict:
     return rows | settings | rest | {"W0": W0}
 
 
-def answers(
-    case: Any, arrays: dict, changed: Cells, outputs: Iterable[str], norm_grad: str = "exact"
-) -> dict:
+def answers(case: Any, arrays: dict, changed: Cells, outputs: Iterable, norm_grad: str) -> dict:
     """Those `outputs` that the sheet gives; those that it cannot, for this case, are left out."""
     sheet, values = Sheet(given(case, arrays, norm_grad), changed), {}
     with np.errstate(all="ignore"):
@@ -273,7 +271,7 @@ def _as_answered(case, arrays, name, value):
     return value.T if name == "W" and _transposed(case) else value
 
 
-def _transposed(case: Any) -> bool:
+def _transposed(case) -> bool:
     """Whether W0 is stored as (d_in, d_out); an embedding is a linear layer of one-hot rows."""
     return case.kind == "embedding" or case.requires.get("layout") == "in_out"
 
@@ -292,8 +290,7 @@ def after_steps(
         sheet = Sheet(given(case, p, norm_grad), changed)
         for name, values in after.items():
             gradient = getattr(sheet, "d" + name).reshape(p[name].shape)
-            settings = case.settings["optimizer"]
-            p[name] = update(p[name], gradient, state[name], step, settings)
+            p[name] = update(p[name], gradient, state[name], step, case.settings["optimizer"])
             values.append(p[name])
     return {name: np.stack(values) for name, values in after.items()}
 
@@ -313,13 +310,10 @@ def wrong_answers(case: Any, arrays: dict) -> dict:
             made = {mode: answers(case, arrays, changed, asked, mode) for mode in right}
             differ = {}
             for name in made["exact"]:
-                pair = {m: made[m][name] for m in made if not _same(made[m][name], right[m][name])}
+                error = {m: relative_error(made[m][name], right[m][name]) for m in made}
+                pair = {m: made[m][name] for m in made if error[m] >= LEAST}
                 if pair:
                     differ[name] = pair if name in ("dA", "dB") else made["exact"][name]
             if differ:
                 stored[mistake] = differ
     return stored
-
-
-def _same(a, b) -> bool:
-    return relative_error(np.array(a, float), np.array(b, float)) < LEAST
