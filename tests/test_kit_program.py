@@ -474,6 +474,20 @@ def test_the_report_as_text_json_and_markdown(cases):
     assert document["diagnoses"] == {"bias added twice": 2}
 
 
+def test_the_report_of_what_is_no_number_is_json_too(cases):
+    class Endless(Port):
+        alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+
+        def forward(self, request):
+            return super().forward(request) * np.inf
+
+    with np.errstate(invalid="ignore"):
+        report = run(Endless(), [case for case in cases if case.name == "plain.per_output"])
+    outputs = json.loads(as_json(report))["results"][0]["outputs"]
+    (y,) = [output for output in outputs if output["output"] == "y"]
+    assert y["ok"] is False and y["error"] is None and "not finite" in y["message"]
+
+
 def test_should_counts_only_when_strict():
     class OneDimension(Port):
         alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}

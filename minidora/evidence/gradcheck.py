@@ -6,6 +6,7 @@ zero: small entries are judged on the scale of their array.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -107,15 +108,15 @@ class Difference:
     @property
     def max_rel(self) -> float:
         """max_abs / unit."""
-        return self.max_abs / self.unit if np.isfinite(self.max_abs) else float("inf")
+        return self.max_abs / self.unit if isfinite(self.max_abs) else float("inf")
 
     @property
     def ok(self) -> bool:
         """Whether all is finite, and the relative error within the tolerance."""
-        return np.isfinite(self.max_abs) and self.max_rel <= self.tolerance
+        return isfinite(self.max_abs) and self.max_rel <= self.tolerance
 
     def __str__(self) -> str:
-        if not np.isfinite(self.max_abs) and self.note:
+        if not isfinite(self.max_abs) and self.note:
             return f"{self.name}: {self.note}"
         place = f"at {list(self.worst)} {self.got:.6g} for {self.expected:.6g}{self.note}"
         apart = f"relative error {self.max_rel:.1e}, bound {self.tolerance:.0e}"

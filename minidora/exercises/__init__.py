@@ -18,8 +18,8 @@ FAST = bool(os.environ.get("MINIDORA_FAST"))
 """True where MINIDORA_FAST=1 asks a lesson for fewer steps and seeds, as the tests do."""
 
 
-class Verdict(str):
-    """What a checker says, coloured in a notebook."""
+class Mark(str):
+    """What a checker gives an answer, coloured in a notebook."""
 
     __slots__ = ()
 
@@ -41,26 +41,26 @@ class Wrong(Exception):
 
 
 def checker(check: Callable) -> Callable:
-    """Turn a function that raises `Wrong` into one that returns a Verdict.
+    """Turn a function that raises `Wrong` into one that returns a Mark.
 
     `check` gets the learner's answer. Whatever else the answer raises is wrong too, and named.
     """
 
     @wraps(check)
-    def verdict(answer: Any) -> Verdict:
+    def marked(answer: Any) -> Mark:
         try:
             if answer is ...:
                 raise NotYet
             check(answer)
         except NotYet:
-            return Verdict("not yet")
+            return Mark("not yet")
         except Wrong as why:
-            return Verdict(f"wrong: {why}")
+            return Mark(f"wrong: {why}")
         except Exception as error:  # a learner's mistake may raise anything
-            return Verdict(f"wrong: it raised {type(error).__name__}: {error}")
-        return Verdict("right")
+            return Mark(f"wrong: it raised {type(error).__name__}: {error}")
+        return Mark("right")
 
-    return verdict
+    return marked
 
 
 def ask(function: Callable, *arguments: Any) -> Any:
