@@ -224,9 +224,11 @@ def gradients() -> str:
 @block(f"{RESULTS}/checks.md")
 def mutation() -> str:
     """How many broken formulas the fast tests notice."""
-    found = file(f"{RESULTS}/mutation.json")
-    share = 100 * found["killed"] / found["total"]
-    return f"Killed: {found['killed']:,} of {found['total']:,} mutants ({share:.1f} %)."
+    counts = file(f"{RESULTS}/mutation.json")
+    share = 100 * counts["killed"] / counts["total"]
+    return f"""Killed: {counts["killed"]:,} of {counts["total"]:,} mutants ({share:.1f} %). Ran out \
+of time: {counts["timeout"]}. Survived: {counts["survived"]}. In lines that these tests do not \
+run: {counts["no_tests"]}."""
 
 
 @block(f"{RESULTS}/checks.md")

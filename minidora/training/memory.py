@@ -13,8 +13,8 @@ def keep_memory(mebibytes: int = 1024) -> bool:
     and the next array pays for fresh pages. This raises the threshold to its largest value, 32 MiB,
     and lets up to `mebibytes` of freed memory stay. It acts on the whole process and cannot be
     undone; the process stays as large as it once was. How much it gains depends on the sizes of the
-    arrays: see the transformer in lessons/results/speed.md. On other systems, and with other C
-    libraries, it does nothing and returns False.
+    arrays: see lessons/results/speed.md. On other systems, and with other C libraries, it does
+    nothing and returns False.
     """
     if not sys.platform.startswith("linux"):
         return False
