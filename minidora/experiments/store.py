@@ -206,15 +206,15 @@ def _figures(
         return
     with workers(jobs) as pool:
         # every base before any run, so that no base is pretrained twice
-        networks = {(seed, config["runs"][name]["network"]) for _, seed, name, _ in tasks}
+        pairs = {(seed, config["runs"][name]["network"]) for _, seed, name, _ in tasks}
         with interrupts_held():
-            bases = [pool.submit(_base, config, *pair, folder) for pair in sorted(networks)]
+            bases = [pool.submit(_base, config, *pair, folder) for pair in sorted(pairs)]
         for base in bases:
             base.result()
         with interrupts_held():
-            figures = [pool.submit(_measure, task) for task in tasks]
-        for future in as_completed(figures):
-            yield future.result()
+            measured = [pool.submit(_measure, task) for task in tasks]
+        for figures in as_completed(measured):
+            yield figures.result()
 
 
 def _base(config: Settings, seed: str, network: str, folder: Path) -> None:
