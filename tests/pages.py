@@ -226,9 +226,9 @@ def mutation() -> str:
     """How many broken formulas the fast tests notice."""
     counts = file(f"{RESULTS}/mutation.json")
     share = 100 * counts["killed"] / counts["total"]
-    return f"""Killed: {counts["killed"]:,} of {counts["total"]:,} mutants ({share:.1f} %). Ran out \
-of time: {counts["timeout"]}. Survived: {counts["survived"]}. In lines that these tests do not \
-run: {counts["no_tests"]}."""
+    return f"""Killed: {counts["killed"]:,} of {counts["total"]:,} mutants ({share:.1f} %). \
+Ran out of time: {counts["timeout"]}. Survived: {counts["survived"]}. In lines that these tests \
+do not run: {counts["no_tests"]}."""
 
 
 @block(f"{RESULTS}/checks.md")
