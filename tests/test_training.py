@@ -61,11 +61,37 @@ def test_rates_by_name_and_no_decay():
     training.SGD(rates={"*.m": 0.1}).step(params, grads, 0.5)
     np.testing.assert_allclose(params["q.m"], 0.95)
     np.testing.assert_allclose(params["q.A"], 0.5)
-    params = {"q.m": np.ones(2), "q.A": np.ones(2)}
-    optimizer = training.AdamW(weight_decay=0.5, no_decay=("*.m",))
-    optimizer.step(params, {name: np.zeros(2) for name in params}, 0.1)
-    np.testing.assert_array_equal(params["q.m"], 1)
-    np.testing.assert_allclose(params["q.A"], 0.95)
+    for no_decay in (("*.m",), "*.m"):
+        params = {"q.m": np.ones(2), "q.A": np.ones(2)}
+        optimizer = training.AdamW(weight_decay=0.5, no_decay=no_decay)
+        optimizer.step(params, {name: np.zeros(2) for name in params}, 0.1)
+        np.testing.assert_array_equal(params["q.m"], 1)
+        np.testing.assert_allclose(params["q.A"], 0.95)
+
+
+def test_gradients_whose_squares_float32_cannot_hold():
+    narrow, wide = ({"a": np.ones(3, dtype)} for dtype in (np.float32, np.float64))
+    steps = [(training.AdamW(), params) for params in (narrow, wide)]
+    for size in (1.0, 1e20, 1e30, 1.0, 2.0):
+        for optimizer, params in steps:
+            grad = np.full(3, size, params["a"].dtype)
+            optimizer.step(params, {"a": grad}, 0.1)
+    assert narrow["a"].dtype == np.float32
+    np.testing.assert_allclose(narrow["a"], wide["a"], rtol=1e-5)
+    grads = {"a": np.full(4, 1e20, np.float32)}
+    assert training.clip_by_norm(grads, 1.0) == pytest.approx(2e20)
+    np.testing.assert_allclose(grads["a"], 0.5)
+    for optimizer in (training.AdamW(), training.SGD(momentum=0.9)):
+        with pytest.raises(FloatingPointError, match="^b: expected a step of finite numbers, got"):
+            optimizer.step({"b": np.ones(1)}, {"b": np.full(1, 1e300)}, 1e9)
+
+
+def test_moments_of_a_float16_array_are_float32():
+    params = {"a": np.ones(2, np.float16)}
+    optimizer = training.AdamW()
+    optimizer.step(params, {"a": np.array([0, 1], np.float16)}, 0.1)
+    assert optimizer.state["second"]["a"].dtype == np.float32
+    np.testing.assert_allclose(params["a"], [1, 0.9], rtol=1e-3)
 
 
 def test_float32_stays_float32_and_a_frozen_array_refuses():
@@ -104,13 +130,19 @@ def test_schedules():
         training.linear(1.0, 4, warmup=4)
     with pytest.raises(ValueError, match="^rate: expected a finite number of at least 0, got -1"):
         training.constant(-1)
+    for make in (training.constant, lambda rate, **kw: training.cosine(rate, 4, **kw)):
+        with pytest.raises(
+            ValueError, match="^warmup: expected a finite number of at least 0, got"
+        ):
+            make(1.0, warmup=-5)
 
 
 def test_optimizer_errors():
     with pytest.raises(ValueError, match=r"^grads: expected names among \['a'\], got \['b'\]"):
         training.AdamW().step({"a": np.ones(1)}, {"b": np.ones(1)}, 0.1)
-    with pytest.raises(ValueError, match="^betas: expected two numbers below 1"):
-        training.AdamW(betas=(0.9, 1.0))
+    for betas in ((0.9, 1.0), (-0.1, 0.9), (0.9,), (0.9, 0.99, 0.999), 0.9):
+        with pytest.raises(ValueError, match="^betas: expected two numbers of 0 or more and below"):
+            training.AdamW(betas=betas)
     with pytest.raises(ValueError, match=r"^rates\['\*.m'\]: expected a finite number of at least"):
         training.SGD(rates={"*.m": -1})
 

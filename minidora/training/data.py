@@ -24,7 +24,7 @@ class Split(NamedTuple):
     y_test: np.ndarray
 
 
-def digits(shift="none", *, angle: float = 90, seed: int = 0, test: int = 597) -> Split:
+def digits(shift: str = "none", *, angle: float = 90, seed: int = 0, test: int = 597) -> Split:
     """1,797 handwritten digits of 8 × 8 pixels, shifted as asked, split into training and test.
 
     shift: "none"; "rotated" by `angle` degrees; "inverted", black for white; "permuted labels",
@@ -57,7 +57,7 @@ def digits(shift="none", *, angle: float = 90, seed: int = 0, test: int = 597) -
     return Split(x[order_train], labels[order_train], x[order_test], labels[order_test])
 
 
-def _rotated(images, angle):
+def _rotated(images: np.ndarray, angle: float) -> np.ndarray:
     from scipy.ndimage import rotate
 
     if angle % 90 == 0:
@@ -131,8 +131,10 @@ def batches(
     return _endless(arrays, size, lengths.pop(), rng, start)
 
 
-def _endless(arrays, size, n, rng, start):
-    make = type(arrays)._make if hasattr(type(arrays), "_make") else tuple
+def _endless(
+    arrays: Sequence[np.ndarray], size: int, n: int, rng: np.random.Generator, start: int
+) -> Iterator[tuple]:
+    make = getattr(type(arrays), "_make", tuple)
     left = np.empty(0, int)
     for i in count():
         while len(left) < size:
