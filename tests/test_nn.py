@@ -1,6 +1,8 @@
 """Networks: witnesses end to end, adapt, merge, strength, dropout, names, frozen bases, errors."""
 
+import copy
 import hashlib
+import pickle
 
 import numpy as np
 import pytest
@@ -163,6 +165,74 @@ def test_strength_is_a_line_from_the_base_through_the_adapted_layer(method):
     assert relative_error(one, zero) > 0.01
 
 
+@pytest.mark.parametrize("norm_axis", ["per_output", "per_input"])
+@pytest.mark.parametrize("strength, dropout", [(1.0, 0.0), (0.4, 0.0), (0.7, 0.5)])
+def test_dora_at_rank_0_trains_the_magnitude_alone(norm_axis, strength, dropout):
+    rng = np.random.default_rng(30)
+    base = nn.Linear.init(6, 4, rng, dtype=np.float64)
+    base.bias += rng.normal(size=4)
+    settings = {"norm_axis": norm_axis, "strength": strength, "dropout": dropout}
+    layer = moved(nn.adapt(base, "magnitude", train=("m", "bias"), **settings), rng)
+    assert layer.A.shape == (0, 6) and layer.B.shape == (4, 0) and layer.scale == 1
+    assert set(nn.parameters(layer)) == {"W0", "bias", "A", "B", "m"}
+    x, dy = rng.normal(size=(3, 6)), rng.normal(size=(3, 4))
+    mask = strength * np.ones((3, 6))
+    if dropout:
+        mask *= (np.random.default_rng(1).random(x.shape, np.float32) >= dropout) / (1 - dropout)
+    y, cache = layer.forward(x, rng=np.random.default_rng(1))
+    dx, grads = layer.backward(dy, cache)
+    # W = m * W0 / ‖W0‖, y = x @ W0.T + (x * mask) @ (W - W0).T + bias
+    axis, W0 = 1 if norm_axis == "per_output" else 0, base.weight
+    unit = W0 / np.linalg.norm(W0, axis=axis, keepdims=True)
+    W = np.expand_dims(layer.m, axis) * unit
+    expected = {
+        "y": (y, x @ W0.T + (x * mask) @ (W - W0).T + layer.bias),
+        "dx": (dx, dy @ W0 + mask * (dy @ (W - W0))),
+        "dm": (grads["m"], (dy.T @ (x * mask) * unit).sum(axis)),
+        "dbias": (grads["bias"], dy.sum(0)),
+        "merged": (layer.merged(), W0 + strength * (W - W0)),
+    }
+    assert grads.keys() == {"m", "bias"}
+    for name, (ours, theirs) in expected.items():
+        assert relative_error(ours, theirs) < 2e-15, name
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "magnitude"])
+def test_a_layer_owns_a_base_that_nothing_can_change(method):
+    rng = np.random.default_rng(31)
+    layer = moved(nn.adapt(nn.Linear.init(6, 4, rng), method, rank=2, rng=rng), rng)
+    for other in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        with pytest.raises(ValueError, match="read-only"):
+            other.W0[0, 0] = 9
+        assert other.m.flags.writeable if method != "lora" else other.A.flags.writeable
+        np.testing.assert_array_equal(other.merged(), layer.merged())
+    W0 = np.ones((4, 6))
+    nn.LoRALinear(W0, None, np.ones((2, 6)), np.ones((4, 2)), 1.0)  # built by hand, frozen too
+    assert not W0.flags.writeable
+
+
+def test_merging_computes_in_the_widest_dtype_and_returns_the_bases():
+    rng = np.random.default_rng(32)
+    W0 = rng.normal(size=(4, 6)).astype(np.float32)
+    A, B = rng.normal(size=(2, 6)), rng.normal(size=(4, 2))
+    narrow = (A.astype(np.float16), B.astype(np.float16))
+    exact = W0 + 0.5 * 3.0 * narrow[1].astype(float) @ narrow[0].astype(float)
+    half = nn.LoRALinear(W0, None, *narrow, 3.0, strength=0.5).merged()
+    assert half.dtype == np.float32 and relative_error(half, exact) < 1e-6
+    large = nn.LoRALinear(W0, None, *narrow, 1e5)  # whose update float16 cannot hold
+    y, _ = large.forward(np.eye(6, dtype=np.float32))
+    assert np.isfinite(y).all() and relative_error(large.merged().T, y) < 1e-6
+    m = np.ones(4)
+    for layer in (nn.LoRALinear(W0, None, A, B, 3.0), nn.DoRALinear(W0, None, A, B, m, 3.0)):
+        for strength in (1.0, 0.5):
+            assert nn.set_strength(layer, strength).merged().dtype == np.float32
+    half = nn.DoRALinear(W0.astype(np.float16), None, *narrow, m, 3.0, strength=0.5)
+    V = half.W0.astype(float) + 3.0 * narrow[1].astype(float) @ narrow[0].astype(float)
+    W = V / np.linalg.norm(V, axis=1, keepdims=True)
+    rounded = (half.W0.astype(float) + W).astype(np.float16) / np.float16(2)
+    assert half.merged().dtype == np.float16 and relative_error(half.merged(), rounded) < 1e-3
+
+
 def test_dropout_acts_only_with_a_generator_and_on_what_the_adapter_adds():
     rng = np.random.default_rng(4)
     base = nn.Linear.init(50, 4, rng, dtype=np.float64)
@@ -209,7 +279,7 @@ def test_targets_choose_method_rank_and_what_trains():
     assert isinstance(attn.q, nn.LoRALinear) and attn.q.A.shape == (2, 8)
     assert isinstance(attn.v, nn.DoRALinear) and attn.v.A.shape == (3, 8)
     assert attn.v.norm_axis == "per_input" and "blocks.1.attn.v.m" not in trained
-    assert isinstance(model.blocks[0].up, nn.MagnitudeLinear)
+    assert isinstance(model.blocks[0].up, nn.DoRALinear) and model.blocks[0].up.A.shape == (0, 8)
     assert "blocks.0.down.weight" in trained and "blocks.1.down.weight" not in trained
     assert attn.k.scale == 2.0 and {"blocks.1.attn.k.m", "blocks.1.attn.k.bias"} <= trained.keys()
     assert "blocks.1.attn.k.A" not in trained and isinstance(attn.o, nn.Linear)
@@ -228,6 +298,8 @@ def test_trainable_summary_counts_as_peft_does():
         f"trainable params: {few:,d} || all params: {every:,d} ||"
         f" trainable%: {100 * few / every:.4f}"
     )
+    nothing = "trainable params: 0 || all params: 0 || trainable%: 0.0000"
+    assert nn.trainable_summary(nn.ReLU()) == nothing
 
 
 def test_thaw_gives_a_copy_that_trains():
@@ -259,7 +331,9 @@ def test_a_bias_that_trains_is_a_copy(method):
 
 def test_a_failed_adapt_leaves_the_model_as_it_was():
     base = nn.MLP.init((5, 7, 3), np.random.default_rng(16))
-    for wrong in ({"rank": 0}, {"rng": None}, {"targets": ("x",)}, {"targets": ()}):
+    base.layers[1].bias = None
+    late = {"targets": {"layers.0": {}, "layers.1": {"train": "bias"}}}  # the second layer refuses
+    for wrong in ({"rank": 0}, {"rng": None}, {"targets": ("x",)}, {"targets": ()}, late):
         with pytest.raises((ValueError, TypeError)):
             nn.adapt(base, "dora", **{"rng": np.random.default_rng(0), **wrong})
     assert all(array.flags.writeable for array in nn.parameters(base).values())
@@ -312,6 +386,9 @@ def test_a_position_sees_neither_the_future_nor_padding():
     other = tokens.copy()
     other[0, 1] = (tokens[0, 1] + 1) % 7
     first, second = (model.forward(t, padding=padding)[0] for t in (tokens, other))
+    np.testing.assert_array_equal(first, model.forward(tokens, padding=padding.tolist())[0])
+    with pytest.raises(TypeError, match="^padding: expected True and False, got dtype int64"):
+        model.forward(tokens, padding=2 * padding)
     real = ~padding[0]
     np.testing.assert_allclose(first[0, real], second[0, real], atol=1e-12)
     assert relative_error(first[0, 1], second[0, 1]) > 1e-3
@@ -351,6 +428,8 @@ def test_sampling():
     assert stopped.shape == (3, 2)
     with pytest.raises(ValueError, match="^rng: expected a generator for a temperature above 0"):
         model.sample(prompt)
+    with pytest.raises(ValueError, match=r"^prompt: expected shape \(batch, t\), got shape \(3,\)"):
+        model.sample([0, 1, 2], temperature=0)
 
 
 def test_cross_entropy_by_hand():
@@ -391,8 +470,10 @@ def test_tokens_and_shapes_that_make_no_sense():
             model.forward(np.array([[0, bad]]))
     with pytest.raises(TypeError, match="^tokens: expected whole numbers, got dtype float64"):
         model.forward(np.zeros((1, 2)))
-    for shape in ((4,), (1, 7), (1, 0)):
-        with pytest.raises(ValueError, match=r"^tokens: expected shape \(batch, t\) with t from 1"):
+    for shape in ((4,), (1, 7), (1, 0), (0, 3)):
+        with pytest.raises(
+            ValueError, match=r"^tokens: expected shape \(batch, t\) with batch from 1"
+        ):
             model.forward(np.zeros(shape, int))
     with pytest.raises(ValueError, match=r"^padding: expected shape \(1, 2\), like tokens"):
         model.forward(np.zeros((1, 2), int), padding=np.zeros((1, 3), bool))
@@ -417,8 +498,13 @@ def test_adapt_errors():
         nn.adapt(base, "lora", train=("m",), rng=rng)
     with pytest.raises(ValueError, match="^dropout: expected 0 or more and below 1, got 1.0"):
         nn.adapt(base, "lora", dropout=1.0, rng=rng)
-    with pytest.raises(ValueError, match=r"^targets: expected settings among .* got \['size'\]"):
+    known = r"expected names among \['alpha', 'dropout', .* got \['size'\]"
+    with pytest.raises(TypeError, match=rf"^targets\['layers.0'\]: {known}"):
         nn.adapt(base, "lora", {"layers.0": {"size": 3}}, rng=rng)
+    with pytest.raises(TypeError, match=f"^settings: {known}"):
+        nn.adapt(base, "lora", rng=rng, size=3)
+    with pytest.raises(TypeError, match="^rslora: expected True or False, got 'no'"):
+        nn.adapt(base, "lora", rng=rng, rslora="no")
     with pytest.raises(ValueError, match="^norm_axis: expected 'per_output' or 'per_input'"):
         nn.adapt(base, "dora", norm_axis="rows", rng=rng)
     with pytest.raises(ValueError, match="^norm_grad: expected 'exact' or 'detached'"):
@@ -449,7 +535,9 @@ def test_layers_are_checked_where_they_are_built():
     with pytest.raises(
         ValueError, match=r"^m: expected shape \(4,\) \(one per vector, per_output\)"
     ):
-        nn.MagnitudeLinear(W0, None, np.ones(6))
+        nn.DoRALinear(W0, None, A[:0], B[:, :0], np.ones(6), 1.0)
+    with pytest.raises(ValueError, match="^scale: expected a finite number, got one beyond"):
+        nn.DoRALinear(W0, None, A, B, m, 10**400)
     with pytest.raises(ValueError, match="^scale: expected a finite number, got inf"):
         nn.DoRALinear(W0, None, A, B, m, np.inf)
     A[1, 2] = np.inf
@@ -465,5 +553,8 @@ def test_layer_errors():
         nn.MLP.init((5,), rng)
     with pytest.raises(ValueError, match=r"^trainable: expected names among \['bias', 'weight'\]"):
         nn.Linear(np.ones((2, 3)), np.ones(2), trainable=("W",))
+    for sizes in ((0, 3), (3, 0)):
+        with pytest.raises(ValueError, match="^d_(in|out): expected at least 1, got 0"):
+            nn.Linear.init(*sizes, rng)
     with pytest.raises(ValueError, match="^depth: expected at least 1, got 0"):
         nn.Transformer.init(7, 8, 2, 0, 6, rng)

@@ -32,7 +32,7 @@ class LoRALinear(nn.Module):
 
 
 class DoRALinear(LoRALinear):
-    """m * V / ‖V‖ with V = W0 + scale * B @ A."""
+    """m * V / ‖V‖ with V = W0 + scale * B @ A, which is W0 at rank 0."""
 
     def __init__(self, layer):
         super().__init__(layer)
@@ -45,22 +45,6 @@ class DoRALinear(LoRALinear):
         c = (V.pow(2).sum(self.dim, keepdim=True) + 1e-24).sqrt()
         c = c.detach() if self.detached else c
         return self.m.unsqueeze(self.dim) * V / c
-
-
-class MagnitudeLinear(nn.Module):
-    """m * W0 / ‖W0‖."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.W0 = nn.Parameter(tensor(layer.W0), requires_grad=False)
-        bias = layer.bias
-        self.bias = None if bias is None else nn.Parameter(tensor(bias), requires_grad=False)
-        self.m = nn.Parameter(tensor(layer.m))
-        self.dim = 1 if layer.norm_axis == "per_output" else 0
-
-    def forward(self, x):
-        c = (self.W0.pow(2).sum(self.dim, keepdim=True) + 1e-24).sqrt()
-        return F.linear(x, self.m.unsqueeze(self.dim) * self.W0 / c, self.bias)
 
 
 class Attention(nn.Module):
@@ -167,13 +151,13 @@ def twin_of(model):
     from minidora import nn as mini
 
     if isinstance(model, mini.MLP):
-        weights = [getattr(la, "weight", getattr(la, "W0", None)) for la in model.layers]
+        weights = [la.weight if isinstance(la, mini.Linear) else la.W0 for la in model.layers]
         twin = MLP([weights[0].shape[1], *(w.shape[0] for w in weights)])
     else:
         vocabulary, d = model.tok.table.shape
         heads, depth = model.blocks[0].attn.heads, len(model.blocks)
         twin = Transformer(vocabulary, d, heads, depth, len(model.pos.table))
-    kinds = {"LoRALinear": LoRALinear, "DoRALinear": DoRALinear, "MagnitudeLinear": MagnitudeLinear}
+    kinds = {"LoRALinear": LoRALinear, "DoRALinear": DoRALinear}
     for path, layer in mini.walk(model):
         if type(layer).__name__ in kinds:
             parent, _, name = path.rpartition(".")

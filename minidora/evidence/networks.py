@@ -80,7 +80,6 @@ def plain_settings(model: nn.Layer) -> dict[str, dict]:
     names = ("scale", "norm_axis", "norm_grad", "strength", "heads", "dropout", "rate")
     return {
         path: {name: getattr(layer, name) for name in names if hasattr(layer, name)}
-        | ({"norm_grad": "exact"} if isinstance(layer, nn.MagnitudeLinear) else {})
         for path, layer in nn.walk(model)
     }
 
@@ -177,8 +176,8 @@ CASES: dict[str, Callable] = {
     "LoRALinear": partial(adapted, "lora"),
     "DoRALinear": partial(adapted, "dora"),
     "DoRALinear, detached, per input": partial(adapted, "dora", **DETACHED_PER_INPUT),
-    "MagnitudeLinear": partial(adapted, "magnitude"),
-    "MagnitudeLinear, per input": partial(adapted, "magnitude", norm_axis="per_input"),
+    "DoRALinear, rank 0": partial(adapted, "magnitude"),
+    "DoRALinear, rank 0, per input": partial(adapted, "magnitude", norm_axis="per_input"),
     "MLP, full": partial(mlps, "full"),
     "MLP, LoRA": partial(mlps, "lora"),
     "MLP, DoRA": partial(mlps, "dora"),

@@ -8,7 +8,7 @@ import numpy as np
 from .. import analysis
 from .._boundary import Array
 from ..lora import lora_delta
-from ..nn.layer import Layer, no_training, rebuilt
+from ..nn.layer import Layer, rebuilt
 from ..nn.linear import DoRALinear
 from .networks import Task, rows
 
@@ -18,7 +18,6 @@ class Watched(Layer):
     """A layer that lets everything through and keeps what went in and what gradient came back."""
 
     inner: DoRALinear
-    trainable: tuple[str, ...] = no_training()
 
     def forward(self, x: Array, *, rng: np.random.Generator | None = None) -> tuple[Array, Any]:
         """The inner layer's."""

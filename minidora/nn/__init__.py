@@ -6,11 +6,11 @@ is its path through the dataclasses, `blocks.0.attn.q.A`, and `grads` is a flat 
 names. What trains is each layer's `trainable`; backward forms no gradient for anything else.
 """
 
-from .adapt import adapt, merge, set_strength, thaw, trainable_summary
+from .adapt import Adaptation, adapt, merge, set_strength, thaw, trainable_summary
 from .attention import Attention
 from .layer import Layer, parameters, trained, walk
 from .layers import GELU, Dropout, Embedding, LayerNorm, ReLU
-from .linear import DoRALinear, Linear, LoRALinear, MagnitudeLinear
+from .linear import DoRALinear, Linear, LoRALinear
 from .losses import classification, cross_entropy, language_modelling
 from .mlp import MLP
 from .rescale import rescale
@@ -19,6 +19,7 @@ from .transformer import Block, Transformer
 __all__ = [
     "GELU",
     "MLP",
+    "Adaptation",
     "Attention",
     "Block",
     "DoRALinear",
@@ -28,7 +29,6 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LoRALinear",
-    "MagnitudeLinear",
     "ReLU",
     "Transformer",
     "adapt",

@@ -1,106 +1,155 @@
 """Adapt a trained network, merge it back, and count what trains."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
-from .._boundary import finite, named, one_of, positive_int
+from .._boundary import finite, named, number, one_of, positive_int, summed_axis
 from ..decomposition import norms
 from ..lora import init, scaling
-from .layer import Layer, own_arrays, parameters, rebuilt, trained, walk
-from .linear import Adapted, DoRALinear, Linear, LoRALinear, MagnitudeLinear
+from .layer import Layer, Rng, freezing, own_arrays, parameters, rebuilt, trained, walk
+from .linear import Adapted, DoRALinear, Linear, LoRALinear, dropout_rate
 
-METHODS = ("full", "lora", "dora", "magnitude")
+ADDED = {"full": (), "lora": ("A", "B"), "dora": ("A", "B", "m"), "magnitude": ("m",)}
+"""The arrays that each method adds, which train unless told otherwise."""
+
+Targets = Iterable[str] | Mapping[str, str | Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How a linear layer is adapted: the settings of `adapt`, checked.
+
+    method: "dora", "lora", "magnitude" (m alone, paper section 5.6: DoRA at rank 0) or "full" (the
+    layer's own arrays, copied). alpha: 2 * rank unless given; the scale is alpha / rank, or
+    alpha / sqrt(rank) with rslora. rng: draws A. dropout, strength: as of `Adapted`. train: the
+    names that train among A, B, m and bias, if not all that the method adds; a bias that trains is
+    a copy.
+    """
+
+    method: str = "dora"
+    rank: int = 8
+    alpha: float | None = None
+    rng: Rng = None
+    rslora: bool = False
+    norm_axis: str = "per_output"
+    norm_grad: str = "exact"
+    dropout: float = 0.0
+    strength: float = 1.0
+    train: str | Iterable[str] | None = None
+
+    def __post_init__(self) -> None:
+        added = ADDED[one_of("method", self.method, ADDED)]
+        positive_int("rank", self.rank)
+        if not isinstance(self.rslora, bool):
+            raise TypeError(f"rslora: expected True or False, got {self.rslora!r}")
+        number("scale", self.scale)
+        summed_axis(self.norm_axis)
+        one_of("norm_grad", self.norm_grad, ("exact", "detached"))
+        dropout_rate("dropout", self.dropout)
+        number("strength", self.strength)
+        if self.train is None:
+            return
+        if self.method == "full":
+            raise ValueError(f"train: expected None with method 'full', got {self.train!r}")
+        names = (self.train,) if isinstance(self.train, str) else tuple(self.train)
+        for name in names:
+            one_of("train", name, (*added, "bias"))
+        object.__setattr__(self, "train", names)
+
+    @property
+    def scale(self) -> float:
+        """What multiplies B @ A; 1 where there is none."""
+        if self.method in ("full", "magnitude"):
+            return 1.0
+        alpha = 2 * self.rank if self.alpha is None else self.alpha
+        return scaling(alpha, self.rank, rslora=self.rslora)
+
+    def of(self, layer: Linear) -> Layer:
+        """The layer, adapted around the same arrays."""
+        if self.method == "full":
+            return _trains_in_full(layer)
+        W0, bias = layer.weight, layer.bias
+        trainable = ADDED[self.method] if self.train is None else tuple(self.train)
+        if "bias" in trainable:
+            if bias is None:
+                raise ValueError("train: expected names of arrays that there are, got 'bias'")
+            bias = bias.copy()
+        if self.method == "magnitude":
+            A, B = np.empty((0, W0.shape[1]), W0.dtype), np.empty((len(W0), 0), W0.dtype)
+        else:
+            A, B = init(*W0.shape, self.rank, self.rng, W0.dtype)  # type: ignore[arg-type, call-arg]
+        settings: Any = {"dropout": self.dropout, "strength": self.strength}
+        settings["trainable"] = trainable
+        if self.method == "lora":
+            return LoRALinear(W0, bias, A, B, self.scale, **settings)
+        m, axis = norms(W0, self.norm_axis), self.norm_axis
+        return DoRALinear(W0, bias, A, B, m, self.scale, axis, self.norm_grad, **settings)
 
 
 def adapt(
-    model: Layer,
-    method: str = "dora",
-    targets: Iterable[str] | Mapping[str, str | Mapping] | None = None,
-    *,
-    rank: int = 8,
-    alpha: float | None = None,
-    rng: np.random.Generator | None = None,
-    rslora: bool = False,
-    norm_axis: str = "per_output",
-    norm_grad: str = "exact",
-    dropout: float = 0.0,
-    strength: float = 1.0,
-    train: tuple[str, ...] | None = None,
+    model: Layer, method: str = "dora", targets: Targets | None = None, **settings: Any
 ) -> Layer:
     """A new model in which only what `method` adds to the target layers trains.
 
-    method: "dora", "lora", "magnitude" (m alone, paper section 5.6) or "full" (the layers' own
-    arrays, copied). targets: last parts of the names of linear layers, `("q", "v")` or
-    `("blocks.0.up",)`; None means all of them, and with "full" every layer of any kind. As a
-    mapping, each target has a method of its own, or a dict of any of the arguments below.
-    alpha: 2 * rank unless given; the scale is alpha / rank, or alpha / sqrt(rank) with rslora.
-    train: the names that train among A, B, m and bias, if not all that the method adds; a bias that
-    trains is a copy.
+    targets: last parts of the names of linear layers, `("q", "v")` or `("blocks.0.up",)`; None
+    means all of them, and with "full" every layer of any kind. As a mapping, each target has a
+    method of its own, or a dict of any settings. method and settings: the fields of `Adaptation`,
+    such as rank=8, alpha=16, rng=rng, norm_axis="per_output", norm_grad="exact", dropout=0.1.
 
     Every other array of `model` is shared, not copied, and made read-only, so that neither an
     optimizer nor anything else can change the base afterwards (adapters that `model` has already
     are part of that base); `thaw(model)` gives a copy that trains. Raises ValueError that lists the
     linear layers where a target matches none; `model` is then as it was.
     """
-    settings = {
-        "method": method,
-        "rank": rank,
-        "alpha": alpha,
-        "rng": rng,
-        "rslora": rslora,
-        "norm_axis": norm_axis,
-        "norm_grad": norm_grad,
-        "dropout": dropout,
-        "strength": strength,
-        "train": train,
-    }
-    one_of("method", method, METHODS)
-    chosen = _matches(model, targets, settings)
+    _only_settings("settings", settings)
+    common = Adaptation(method, **settings)
+    everything = method == "full" and targets is None
+    chosen = _chosen(model, targets, common)
     for path, array in parameters(model).items():
         finite(path, array)
-    everything = method == "full" and targets is None
 
-    def change(path, layer):
+    def change(path: str, layer: Layer) -> Layer:
         if everything:
             return _trains_in_full(layer)
-        if path in chosen:
-            return _adapted(layer, **chosen[path])
+        if isinstance(layer, Linear) and path in chosen:
+            return chosen[path].of(layer)
         return replace(layer, trainable=())
 
-    adapted = rebuilt(model, change)
-    for array in parameters(model).values():
-        array.flags.writeable = False
-    return adapted
+    with freezing(model):
+        return rebuilt(model, change)
 
 
-def _matches(model: Layer, targets, settings: dict) -> dict[str, dict]:
-    """{path of a linear layer: its settings}."""
+def _chosen(model: Layer, targets: Targets | None, common: Adaptation) -> dict[str, Adaptation]:
+    """{path of a linear layer: how it is adapted}."""
     linears = [path for path, layer in walk(model) if isinstance(layer, Linear)]
     if not linears:
         raise ValueError("model: expected linear layers to adapt, got none; is it adapted already?")
     if targets is None:
-        return {path: settings for path in linears}
-    if isinstance(targets, str):
-        targets = (targets,)
+        return dict.fromkeys(linears, common)
+    targets = (targets,) if isinstance(targets, str) else targets
+    if not isinstance(targets, Mapping):
+        targets = dict.fromkeys(targets, {})
     if not targets:
         raise ValueError(f"targets: expected names among {linears}, got none")
-    chosen = {}
-    for target in targets:
-        own = targets[target] if isinstance(targets, Mapping) else {}
-        own = {"method": own} if isinstance(own, str) else dict(own)
-        unknown = own.keys() - settings.keys()
-        if unknown:
-            raise ValueError(
-                f"targets: expected settings among {sorted(settings)} for {target!r},"
-                f" got {sorted(unknown)}"
-            )
-        found = [path for path in linears if named(path, target)]
-        if not found:
+    chosen: dict[str, Adaptation] = {}
+    for target, changed in targets.items():
+        changed = {"method": changed} if isinstance(changed, str) else dict(changed)
+        _only_settings(f"targets[{target!r}]", changed)
+        matching = [path for path in linears if named(path, target)]
+        if not matching:
             raise ValueError(f"targets: expected names among {linears}, got {target!r}")
-        chosen |= {path: {**settings, **own} for path in found}
+        chosen |= dict.fromkeys(matching, replace(common, **changed))
     return chosen
+
+
+def _only_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Raise TypeError for a setting that `Adaptation` does not have."""
+    known = {f.name for f in fields(Adaptation)}
+    if unknown := sorted(settings.keys() - known):
+        raise TypeError(f"{name}: expected names among {sorted(known)}, got {unknown}")
 
 
 def _trains_in_full(layer: Layer) -> Layer:
@@ -110,64 +159,14 @@ def _trains_in_full(layer: Layer) -> Layer:
             f"model: expected plain layers to train in full, got a {type(layer).__name__};"
             " merge first"
         )
-    own = dict(own_arrays(layer))
-    return replace(layer, **{name: a.copy() for name, a in own.items()}, trainable=tuple(own))
-
-
-def _adapted(
-    layer: Linear,
-    *,
-    method,
-    rank,
-    alpha,
-    rng,
-    rslora,
-    norm_axis,
-    norm_grad,
-    dropout,
-    strength,
-    train,
-) -> Layer:
-    """One linear layer, adapted around the same arrays."""
-    W0, bias = layer.weight, layer.bias
-    if one_of("method", method, METHODS) == "full":
-        if train is not None:
-            raise ValueError(f"train: expected None with method 'full', got {train!r}")
-        return _trains_in_full(layer)
-    if isinstance(train, str):
-        train = (train,)
-    if bias is not None and train is not None and "bias" in train:
-        bias = bias.copy()
-    settings = {"dropout": dropout, "strength": strength}
-    if method == "magnitude":
-        m = norms(W0, norm_axis)
-        return MagnitudeLinear(
-            W0, bias, m, norm_axis, trainable=_names(train, ("m",), bias), **settings
-        )
-    scale = scaling(2 * positive_int("rank", rank) if alpha is None else alpha, rank, rslora=rslora)
-    A, B = init(*W0.shape, rank, rng, W0.dtype)
-    if method == "lora":
-        names = _names(train, ("A", "B"), bias)
-        return LoRALinear(W0, bias, A, B, scale, trainable=names, **settings)
-    names = _names(train, ("A", "B", "m"), bias)
-    m = norms(W0, norm_axis)
-    return DoRALinear(W0, bias, A, B, m, scale, norm_axis, norm_grad, trainable=names, **settings)
-
-
-def _names(train, added: tuple[str, ...], bias) -> tuple[str, ...]:
-    """The arrays that train: those added, unless `train` says otherwise."""
-    if train is None:
-        return added
-    allowed = added + (() if bias is None else ("bias",))
-    for name in train:
-        one_of("train", name, allowed)
-    return tuple(train)
+    copies = {name: array.copy() for name, array in own_arrays(layer)}
+    return replace(layer, **copies, trainable=tuple(copies))
 
 
 def merge(model: Layer) -> Layer:
     """The same function in plain linear layers, adapters merged at their strength; none trains."""
 
-    def change(_, layer):
+    def change(_: str, layer: Layer) -> Layer:
         if isinstance(layer, Adapted):
             return Linear(layer.merged(), layer.bias)
         return replace(layer, trainable=())
@@ -192,7 +191,7 @@ def set_strength(model: Layer, strength: float) -> Layer:
     if not any(isinstance(layer, Adapted) for _, layer in walk(model)):
         raise ValueError("model: expected adapted layers, got none whose strength could be set")
 
-    def change(_, layer):
+    def change(_: str, layer: Layer) -> Layer:
         return replace(layer, strength=strength) if isinstance(layer, Adapted) else layer
 
     return rebuilt(model, change)
@@ -205,7 +204,7 @@ def trainable_summary(model: Layer) -> str:
     >>> trainable_summary(Linear.init(3, 2, np.random.default_rng(0)))
     'trainable params: 8 || all params: 8 || trainable%: 100.0000'
     """
-    few = sum(a.size for a in trained(model).values())
-    every = sum(a.size for a in parameters(model).values())
-    share = 100 * few / every
+    few = sum(array.size for array in trained(model).values())
+    every = sum(array.size for array in parameters(model).values())
+    share = 100 * few / every if every else 0.0
     return f"trainable params: {few:,d} || all params: {every:,d} || trainable%: {share:.4f}"

@@ -1,11 +1,22 @@
 """What all layers share: names by path, what trains, and putting gradients together."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
 from .._boundary import Array
+
+Cache = Any
+"""What a layer's forward keeps for its backward, and nobody else looks into."""
+
+Rng = np.random.Generator | None
+"""What dropout draws from; it acts only where there is one."""
+
+Grads = dict[str, Array]
+"""Gradients by the names of their parameters."""
 
 
 @dataclass(eq=False)
@@ -16,19 +27,24 @@ class Layer:
     place; arrays that must not change are read-only, so NumPy itself refuses.
     """
 
+    trainable: tuple[str, ...] = field(default=(), kw_only=True)
+
     def __post_init__(self) -> None:
-        own = {name for name, _ in own_arrays(self)}
-        for name in getattr(self, "trainable", ()):
-            if name not in own:
+        names = {name for name, _ in own_arrays(self)}
+        for name in self.trainable:
+            if name not in names:
                 raise ValueError(
-                    f"trainable: expected names among {sorted(own)} of {type(self).__name__},"
+                    f"trainable: expected names among {sorted(names)} of {type(self).__name__},"
                     f" got {name!r}"
                 )
 
+    def forward(self, x: Any, /, *, rng: Rng = None) -> tuple[Array, Cache]:
+        """y, and the cache for `backward`; dropout acts only where an rng is given."""
+        raise NotImplementedError
 
-def no_training() -> tuple[str, ...]:
-    """The field of a layer none of whose arrays train unless asked."""
-    return field(default=(), kw_only=True)
+    def backward(self, dy: Array, cache: Cache, /) -> tuple[Any, Grads]:
+        """dx, None where x has no gradient, and the gradients of whatever trains."""
+        raise NotImplementedError
 
 
 def own_arrays(layer: Layer) -> Iterator[tuple[str, Array]]:
@@ -51,30 +67,32 @@ def children(layer: Layer) -> Iterator[tuple[str, Layer]]:
                     yield f"{f.name}.{i}", item
 
 
+def _path(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
 def walk(model: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
     """Every layer of a model with its path, the model itself first, under the path ""."""
     yield prefix, model
     for name, child in children(model):
-        yield from walk(child, f"{prefix}.{name}" if prefix else name)
-
-
-def _joined(model: Layer, wanted) -> dict[str, Array]:
-    return {
-        f"{path}.{name}" if path else name: array
-        for path, layer in walk(model)
-        for name, array in own_arrays(layer)
-        if wanted(layer, name)
-    }
+        yield from walk(child, _path(prefix, name))
 
 
 def parameters(model: Layer) -> dict[str, Array]:
     """Every array of a model by its path."""
-    return _joined(model, lambda layer, name: True)
+    return {
+        _path(path, name): array for path, layer in walk(model) for name, array in own_arrays(layer)
+    }
 
 
 def trained(model: Layer) -> dict[str, Array]:
     """The arrays of a model that train, by path; the very arrays, to be updated in place."""
-    return _joined(model, lambda layer, name: name in layer.trainable)
+    return {
+        _path(path, name): array
+        for path, layer in walk(model)
+        for name, array in own_arrays(layer)
+        if name in layer.trainable
+    }
 
 
 def trains(layer: Layer) -> bool:
@@ -82,28 +100,34 @@ def trains(layer: Layer) -> bool:
     return bool(layer.trainable) or any(trains(child) for _, child in children(layer))
 
 
-def under(name: str, grads: dict[str, Array]) -> dict[str, Array]:
+def under(name: str, grads: Grads) -> Grads:
     """A sub-layer's gradients with its name put before theirs."""
     return {f"{name}.{key}": grad for key, grad in grads.items()}
 
 
-def rebuilt(model: Layer, change, prefix: str = "") -> Layer:
+def rebuilt(model: Layer, change: Callable[[str, Layer], Layer], prefix: str = "") -> Layer:
     """A copy of the tree of layers, arrays shared, with change(path, layer) in place of each leaf.
 
-    change gets every layer that has no sub-layers, and the model's own arrays go through untouched
-    otherwise; it returns the layer to put there.
+    change gets every layer that has no sub-layers, and returns the layer to put there.
     """
-    found = dict(children(model))
-    if not found:
-        return change(prefix, model)
-    values = {}
-    for f in fields(model):
-        value = getattr(model, f.name)
-        path = f"{prefix}.{f.name}" if prefix else f.name
-        if isinstance(value, Layer):
-            value = rebuilt(value, change, path)
-        elif isinstance(value, tuple) and value and isinstance(value[0], Layer):
-            value = tuple(rebuilt(item, change, f"{path}.{i}") for i, item in enumerate(value))
-        if f.init:
-            values[f.name] = value
-    return type(model)(**values)
+    values: dict[str, Any] = {}
+    for name, child in children(model):
+        attribute, _, index = name.partition(".")
+        child = rebuilt(child, change, _path(prefix, name))
+        values[attribute] = (*values.get(attribute, ()), child) if index else child
+    return replace(model, **values) if values else change(prefix, model)
+
+
+@contextmanager
+def freezing(model: Layer) -> Iterator[None]:
+    """Make every array of a model read-only, unless the block raises: then all is as it was."""
+    arrays = list(parameters(model).values())
+    writeable = [array.flags.writeable for array in arrays]
+    try:
+        yield
+    except BaseException:
+        for array, before in zip(arrays, writeable, strict=True):
+            array.flags.writeable = before
+        raise
+    for array in arrays:
+        array.flags.writeable = False

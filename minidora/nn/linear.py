@@ -1,4 +1,4 @@
-"""Linear layers, plain and adapted by LoRA, DoRA or the magnitude alone.
+"""Linear layers, plain and adapted by LoRA or DoRA.
 
 Each forward stands directly above its backward, which quotes it. x may have any number of leading
 dimensions; n stands for all of them together.
@@ -7,23 +7,13 @@ dimensions; n stands for all of them together.
 from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from .. import factored, lora
-from .._boundary import (
-    EPS,
-    Array,
-    cast,
-    features,
-    finite,
-    number,
-    one_of,
-    shaped,
-    summed_axis,
-    weights,
-)
-from ..decomposition import norms, squared_norms
+from .._boundary import Array, cast, features, finite, number, one_of, positive_int, weights
+from ..decomposition import squared_norms
 from ..dora import dora_weight
-from .layer import Layer, no_training, own_arrays
+from .layer import Cache, Grads, Layer, Rng, own_arrays
 
 
 def rows(x: Array) -> Array:
@@ -31,10 +21,17 @@ def rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def working_dtype(dtype) -> None:
+def working_dtype(dtype: DTypeLike) -> None:
     """Raise ValueError unless networks can be computed in this dtype: float32 or float64."""
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise ValueError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
+
+
+def dropout_rate(name: str, rate: float) -> float:
+    """A rate of dropout as a Python number, 0 or more and below 1."""
+    if not 0 <= number(name, rate) < 1:
+        raise ValueError(f"{name}: expected 0 or more and below 1, got {rate!r}")
+    return float(rate)
 
 
 @dataclass(eq=False)
@@ -43,18 +40,27 @@ class Linear(Layer):
 
     weight: Array
     bias: Array | None = None
-    trainable: tuple[str, ...] = no_training()
 
     @classmethod
-    def init(cls, d_in, d_out, rng, *, bias=True, scale=None, dtype=np.float32) -> "Linear":
+    def init(
+        cls,
+        d_in: int,
+        d_out: int,
+        rng: np.random.Generator,
+        *,
+        bias: bool = True,
+        scale: float | None = None,
+        dtype: DTypeLike = np.float32,
+    ) -> "Linear":
         """Normal weights of standard deviation `scale` (1 / sqrt(d_in)), bias zero; all train."""
         working_dtype(dtype)
+        d_in, d_out = positive_int("d_in", d_in), positive_int("d_out", d_out)
         scale = d_in**-0.5 if scale is None else scale
         weight = (scale * rng.normal(size=(d_out, d_in))).astype(dtype)
         names = ("weight", "bias") if bias else ("weight",)
         return cls(weight, np.zeros(d_out, dtype) if bias else None, trainable=names)
 
-    def forward(self, x, *, rng=None):
+    def forward(self, x: ArrayLike, *, rng: Rng = None) -> tuple[Array, Array]:
         """x: (..., d_in) to y: (..., d_out)."""
         x = features(x, self.weight.shape[1])
         y = rows(x) @ self.weight.T  # (n, d_out): one product, not one for each leading index
@@ -62,92 +68,111 @@ class Linear(Layer):
             y += self.bias
         return y.reshape(*x.shape[:-1], len(self.weight)), x
 
-    def backward(self, dy, cache):
+    def backward(self, dy: Array, cache: Array) -> tuple[Array, Grads]:
         """Gradients: dx, and weight and bias where they train."""
         # y = x @ weight.T + bias
-        grads = {}
+        grads: Grads = {}
         if "weight" in self.trainable:
             grads["weight"] = rows(dy).T @ rows(cache)  # (d_out, d_in)
         if "bias" in self.trainable:
             grads["bias"] = rows(dy).sum(0)  # (d_out,)
-        return (rows(dy) @ self.weight).reshape(cache.shape), grads
+        return (rows(dy) @ self.weight).reshape(*cache.shape), grads
 
 
 @dataclass(eq=False)
 class Adapted(Layer):
-    """What LoRALinear, DoRALinear and MagnitudeLinear share: a frozen W0, and what is added.
+    """What LoRALinear and DoRALinear share: a frozen W0, and A and B beside it.
 
-    dropout: rate on what the adapter sees of x, acting only where forward gets an rng. strength: 0
-    gives the base layer back exactly, 1 the adapted one, anything between or beyond the line
-    through both.
+    W0: (d_out, d_in), made read-only, the very array, for what is derived of it must not go stale;
+    a deep copy's and a pickle's W0 is read-only too. bias: (d_out,) or None; A: (r, d_in); B:
+    (d_out, r). dropout: rate on what the adapter sees of x, acting only where forward gets an rng.
+    strength: 0 gives the base layer back exactly, 1 the adapted one, anything between or beyond the
+    line through both.
     """
 
     W0: Array
     bias: Array | None
+    A: Array
+    B: Array
     _: KW_ONLY
     dropout: float = 0.0
     strength: float = 1.0
-    trainable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= number("dropout", self.dropout) < 1:
-            raise ValueError(f"dropout: expected 0 or more and below 1, got {self.dropout!r}")
         for name, array in own_arrays(self):
             finite(name, array)
-        for name in ("dropout", "strength", "scale"):  # Python numbers, which promote nothing
-            if hasattr(self, name):
-                setattr(self, name, number(name, getattr(self, name)))
+        self.dropout = dropout_rate("dropout", self.dropout)
+        for name in ("strength", "scale"):  # Python numbers, which promote nothing
+            setattr(self, name, number(name, getattr(self, name)))
+        self.W0 = np.asanyarray(self.W0)
+        self.W0.flags.writeable = False
 
-    def mask(self, x: Array, rng) -> Array | None:
+    def __setstate__(self, state: dict) -> None:
+        """NumPy's copies and pickles of a read-only array are writable."""
+        self.__dict__.update(state)
+        self.W0.flags.writeable = False
+
+    def mask(self, x: ArrayLike, rng: Rng) -> Array | None:
         """strength times inverted dropout, shaped like x; None where that is all ones."""
+        x = features(x, self.W0.shape[1])
         if rng is None or self.dropout == 0:
             return None if self.strength == 1 else np.full_like(x, self.strength)
         kept = rng.random(x.shape, np.float32) >= self.dropout
         return kept * x.dtype.type(self.strength / (1 - self.dropout))
 
-    def chosen(self, **grads) -> dict[str, Array]:
+    def chosen(self, **grads: Array | None) -> Grads:
         """The gradients of what trains."""
-        return {name: grads[name] for name in self.trainable if grads.get(name) is not None}
+        return {
+            name: grad
+            for name, grad in grads.items()
+            if grad is not None and name in self.trainable
+        }
+
+    def merged(self) -> Array:
+        """The one matrix that stands for the layer at its strength, in W0's dtype."""
+        W0 = cast(self.W0, np.result_type(self.W0, self.A, self.B, np.float32))
+        W = self.adapted(W0)
+        return cast(W if self.strength == 1 else W0 + self.strength * (W - W0), self.W0.dtype)
+
+    def adapted(self, W0: Array) -> Array:
+        """The weight at strength 1, given W0 in the dtype to compute in."""
+        raise NotImplementedError
 
 
 @dataclass(eq=False)
 class LoRALinear(Adapted):
     """y = x @ (W0 + scale * B @ A).T + bias (Eq. 1). A: (r, d_in); B: (d_out, r)."""
 
-    A: Array
-    B: Array
     scale: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         weights(self.W0, self.A, self.B, self.scale, norm_axis="per_output")  # shapes
 
-    def forward(self, x, *, rng=None):
+    def forward(self, x: ArrayLike, *, rng: Rng = None) -> tuple[Array, Cache]:
         """x: (..., d_in) to y: (..., d_out)."""
         mask = self.mask(x, rng)
         return lora.lora_forward(x, self.W0, self.A, self.B, self.scale, bias=self.bias, mask=mask)
 
-    def backward(self, dy, cache):
+    def backward(self, dy: Array, cache: Cache) -> tuple[Array, Grads]:
         """Gradients: dx, and A, B and bias where they train."""
         g = lora.lora_backward(dy, cache)
         return g.dx, self.chosen(A=g.dA, B=g.dB, bias=g.dbias)
 
-    def merged(self) -> Array:
-        """The one matrix that stands for the layer."""
-        return self.W0 + self.strength * lora.lora_delta(self.A, self.B, self.scale)
+    def adapted(self, W0: Array) -> Array:
+        """W0 + scale * B @ A."""
+        return W0 + lora.lora_delta(self.A, cast(self.B, W0.dtype), self.scale)
 
 
 @dataclass(eq=False)
 class DoRALinear(Adapted):
     """y = x @ (m * V / ‖V‖).T + bias with V = W0 + scale * B @ A (Eq. 5), by `factored`.
 
-    A: (r, d_in); B: (d_out, r); m: (d_out,) or (d_in,) by norm_axis. The squares of W0 are summed
-    once, here; W0 must not change afterwards, so `adapt` makes it read-only.
+    A: (r, d_in); B: (d_out, r); m: (d_out,) or (d_in,) by norm_axis. At rank 0, V is W0, and m
+    trains alone (paper, section 5.6). The squares of W0 are summed once, here.
     """
 
-    A: Array
-    B: Array
     m: Array
     scale: float
     norm_axis: str = "per_output"
@@ -160,7 +185,7 @@ class DoRALinear(Adapted):
         weights(self.W0, self.A, self.B, self.scale, m=self.m, norm_axis=self.norm_axis)  # shapes
         self.W0_sq = squared_norms(self.W0, self.norm_axis)
 
-    def forward(self, x, *, rng=None):
+    def forward(self, x: ArrayLike, *, rng: Rng = None) -> tuple[Array, Cache]:
         """x: (..., d_in) to y: (..., d_out)."""
         return factored.dora_forward(
             x,
@@ -175,67 +200,15 @@ class DoRALinear(Adapted):
             W0_sq=self.W0_sq,
         )
 
-    def backward(self, dy, cache):
+    def backward(self, dy: Array, cache: Cache) -> tuple[Array, Grads]:
         """Gradients: dx, and A, B, m and bias where they train."""
         g = factored.dora_backward(dy, cache, norm_grad=self.norm_grad)
         return g.dx, self.chosen(A=g.dA, B=g.dB, m=g.dm, bias=g.dbias)
 
-    def merged(self) -> Array:
-        """The one matrix that stands for the layer."""
-        W = dora_weight(self.W0, self.A, self.B, self.m, self.scale, norm_axis=self.norm_axis)
-        return W if self.strength == 1 else self.W0 + self.strength * (W - self.W0)
+    def adapted(self, W0: Array) -> Array:
+        """m * V / ‖V‖."""
+        return dora_weight(W0, self.A, self.B, self.m, self.scale, norm_axis=self.norm_axis)
 
 
-@dataclass(eq=False)
-class MagnitudeLinear(Adapted):
-    """DoRA with the magnitude alone (paper, section 5.6): W = m * W0 / ‖W0‖."""
-
-    m: Array
-    norm_axis: str = "per_output"
-    c: Array = field(init=False, repr=False, metadata={"derived": True})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.c = norms(self.W0, self.norm_axis, EPS)
-        shaped("m", self.m, self.c.shape, f"one per vector, {self.norm_axis}")
-
-    def forward(self, x, *, rng=None):
-        """x: (..., d_in) to y: (..., d_out)."""
-        x = features(x, self.W0.shape[1])
-        mask = self.mask(x, rng)
-        lead, x = x.shape[:-1], rows(x)  # (n, d_in)
-        xm = x if mask is None else x * rows(mask)
-        g = cast(self.m / self.c, x.dtype)
-        # W = g * W0, so what the adapter adds is (g - 1) * W0, on xm
-        z = None
-        if self.norm_axis == "per_output":
-            z = xm @ self.W0.T  # (n, d_out)
-            y = z * g if mask is None else x @ self.W0.T + z * (g - 1)
-        else:
-            y = (x + xm * (g - 1)) @ self.W0.T
-        if self.bias is not None:
-            y += self.bias
-        return y.reshape(*lead, len(self.W0)), (xm, mask, g, z)
-
-    def backward(self, dy, cache):
-        """Gradients: dx, and m and bias where they train."""
-        xm, mask, g, z = cache
-        lead, dy = dy.shape[:-1], rows(dy)  # (n, d_out)
-        d = dy @ self.W0  # (n, d_in)
-        if self.norm_axis == "per_output":
-            # y = x @ W0.T + (xm @ W0.T) * (g - 1)
-            dm = np.einsum("no,no->o", dy, z) / self.c  # (d_out,)
-            added = (dy * (g - 1)) @ self.W0
-        else:
-            # y = (x + xm * (g - 1)) @ W0.T
-            dm = np.einsum("ni,ni->i", xm, d) / self.c  # (d_in,)
-            added = d * (g - 1)
-        dx = d + (added if mask is None else added * rows(mask))
-        dbias = None if self.bias is None else dy.sum(0)
-        grads = self.chosen(m=cast(dm, self.m.dtype), bias=dbias)
-        return dx.reshape(*lead, self.W0.shape[1]), grads
-
-    def merged(self) -> Array:
-        """The one matrix that stands for the layer."""
-        g = 1 + self.strength * (self.m / self.c - 1)
-        return cast(np.expand_dims(g, summed_axis(self.norm_axis)) * self.W0, self.W0.dtype)
+AnyLinear = Linear | Adapted
+"""What a network has where it multiplies by a weight."""

@@ -4,25 +4,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
-from .._boundary import positive_int
-from .layer import Layer, no_training, under
+from .._boundary import Array, floating, positive_int
+from .layer import Cache, Grads, Layer, Rng, under
 from .layers import GELU, Dropout, ReLU
-from .linear import Linear
+from .linear import AnyLinear, Linear
 
 
 @dataclass(eq=False)
 class MLP(Layer):
     """Linear layers with an activation, and dropout, between them. Names: layers.0.weight, ..."""
 
-    layers: tuple[Linear, ...]
+    layers: tuple[AnyLinear, ...]
     activation: ReLU | GELU
     drop: Dropout
-    trainable: tuple[str, ...] = no_training()
 
     @classmethod
     def init(
-        cls, sizes: Sequence[int], rng, *, activation=None, dropout=0.0, dtype=np.float32
+        cls,
+        sizes: Sequence[int],
+        rng: np.random.Generator,
+        *,
+        activation: ReLU | GELU | None = None,
+        dropout: float = 0.0,
+        dtype: DTypeLike = np.float32,
     ) -> "MLP":
         """sizes: from the inputs to the classes, such as (64, 128, 10)."""
         sizes = [positive_int("sizes", size) for size in sizes]
@@ -34,26 +40,26 @@ class MLP(Layer):
         ]
         return cls(tuple(linears), activation or ReLU(), Dropout(dropout))
 
-    def forward(self, x, *, rng=None):
+    def forward(self, x: ArrayLike, *, rng: Rng = None) -> tuple[Array, Cache]:
         """x: (..., d_in) to logits (..., classes)."""
-        caches = []
+        h, caches = floating("x", x), []
         for i, linear in enumerate(self.layers):
-            x, linear_cache = linear.forward(x, rng=rng)
-            if i == len(self.layers) - 1:
-                caches.append((linear_cache, None, None))
-                return x, caches
-            x, active_cache = self.activation.forward(x)
-            x, drop_cache = self.drop.forward(x, rng=rng)
-            caches.append((linear_cache, active_cache, drop_cache))
+            if i > 0:
+                h, active_cache = self.activation.forward(h)
+                h, drop_cache = self.drop.forward(h, rng=rng)
+                caches += [active_cache, drop_cache]
+            h, linear_cache = linear.forward(h, rng=rng)
+            caches.append(linear_cache)
+        return h, caches
 
-    def backward(self, dy, cache):
+    def backward(self, dy: Array, cache: Cache) -> tuple[Array, Grads]:
         """Gradients: dx, and whatever trains in the linears."""
-        grads = {}
+        grads: Grads = {}
+        caches = iter(reversed(cache))
         for i in reversed(range(len(self.layers))):
-            linear_cache, active_cache, drop_cache = cache[i]
-            if i < len(self.layers) - 1:
-                dy, _ = self.drop.backward(dy, drop_cache)
-                dy, _ = self.activation.backward(dy, active_cache)
-            dy, found = self.layers[i].backward(dy, linear_cache)
-            grads |= under(f"layers.{i}", found)
+            dy, linear_grads = self.layers[i].backward(dy, next(caches))
+            grads |= under(f"layers.{i}", linear_grads)
+            if i > 0:
+                dy, _ = self.drop.backward(dy, next(caches))
+                dy, _ = self.activation.backward(dy, next(caches))
         return dy, grads

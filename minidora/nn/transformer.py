@@ -5,14 +5,16 @@ block:  x + attn(ln1(x)), then x + down(gelu(up(ln2(x))))
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from .._boundary import number, positive_int
-from .attention import Attention
-from .layer import Layer, no_training, trains, under
+from .._boundary import Array, number, positive_int
+from .attention import Attention, padded
+from .layer import Cache, Grads, Layer, Rng, trains, under
 from .layers import GELU, Dropout, Embedding, LayerNorm
-from .linear import Linear
+from .linear import AnyLinear, Linear
 
 
 @dataclass(eq=False)
@@ -22,14 +24,23 @@ class Block(Layer):
     ln1: LayerNorm
     attn: Attention
     ln2: LayerNorm
-    up: Linear
+    up: AnyLinear
     act: GELU
-    down: Linear
+    down: AnyLinear
     drop: Dropout
-    trainable: tuple[str, ...] = no_training()
 
     @classmethod
-    def init(cls, d, heads, d_ff, rng, *, depth, dropout, dtype) -> "Block":
+    def init(
+        cls,
+        d: int,
+        heads: int,
+        d_ff: int,
+        rng: np.random.Generator,
+        *,
+        depth: int,
+        dropout: float,
+        dtype: DTypeLike,
+    ) -> "Block":
         """The two linears that write to the residual start smaller, by sqrt(2 * depth)."""
         small = (2 * depth) ** -0.5
         return cls(
@@ -42,7 +53,9 @@ class Block(Layer):
             Dropout(dropout),
         )
 
-    def forward(self, x, *, padding=None, rng=None):
+    def forward(
+        self, x: Array, *, padding: ArrayLike | None = None, rng: Rng = None
+    ) -> tuple[Array, Cache]:
         """x: (batch, t, d) to the same."""
         h, c_ln1 = self.ln1.forward(x)
         h, c_attn = self.attn.forward(h, padding=padding, rng=rng)
@@ -57,14 +70,14 @@ class Block(Layer):
         h += x
         return h, (c_ln1, c_attn, c_drop1, c_ln2, c_up, c_act, c_down, c_drop2)
 
-    def backward(self, dy, cache, *, needs_dx=True):
+    def backward(self, dy: Array, cache: Cache, *, needs_dx: bool = True) -> tuple[Any, Grads]:
         """Gradients: dx, and whatever trains below; dx is None where it is not needed."""
         c_ln1, c_attn, c_drop1, c_ln2, c_up, c_act, c_down, c_drop2 = cache
-        grads = {}
+        grads: Grads = {}
 
-        def back(name, d, c):
-            d, found = getattr(self, name).backward(d, c)
-            grads.update(under(name, found))
+        def back(name: str, d: Array, c: Cache) -> Array:
+            d, part_grads = getattr(self, name).backward(d, c)
+            grads.update(under(name, part_grads))
             return d
 
         # x + drop(down(act(up(ln2(x)))))
@@ -76,13 +89,11 @@ class Block(Layer):
         needs_dx |= trains(self.ln1)
         if not needs_dx and not trains(self.attn):
             return None, grads
-        h, found = self.attn.backward(back("drop", d, c_drop1), c_attn, needs_dx=needs_dx)
-        grads |= under("attn", found)
+        dh, attn_grads = self.attn.backward(back("drop", d, c_drop1), c_attn, needs_dx=needs_dx)
+        grads |= under("attn", attn_grads)
         if not needs_dx:
             return None, grads
-        h = back("ln1", h, c_ln1)
-        h += d
-        return h, grads
+        return back("ln1", dh, c_ln1) + d, grads
 
 
 @dataclass(eq=False)
@@ -93,44 +104,55 @@ class Transformer(Layer):
     pos: Embedding
     blocks: tuple[Block, ...]
     ln: LayerNorm
-    head: Linear
+    head: AnyLinear
     drop: Dropout
-    trainable: tuple[str, ...] = no_training()
 
     @classmethod
     def init(
-        cls, vocabulary, d, heads, depth, length, rng, *, d_ff=None, dropout=0.0, dtype=np.float32
+        cls,
+        vocabulary: int,
+        d: int,
+        heads: int,
+        depth: int,
+        length: int,
+        rng: np.random.Generator,
+        *,
+        d_ff: int | None = None,
+        dropout: float = 0.0,
+        dtype: DTypeLike = np.float32,
     ) -> "Transformer":
         """d: width; depth: blocks; length: the longest sequence; d_ff: 4 * d unless given."""
         sizes = {"vocabulary": vocabulary, "d": d, "depth": depth, "length": length}
         for name, size in sizes.items():
             positive_int(name, size)
         d_ff = positive_int("d_ff", 4 * d if d_ff is None else d_ff)
-        settings = {"depth": depth, "dropout": dropout, "dtype": dtype}
+        blocks = (
+            Block.init(d, heads, d_ff, rng, depth=depth, dropout=dropout, dtype=dtype)
+            for _ in range(depth)
+        )
         return cls(
             Embedding.init(vocabulary, d, rng, scale=d**-0.5, dtype=dtype),
             Embedding.init(length, d, rng, scale=0.2 * d**-0.5, dtype=dtype),
-            tuple(Block.init(d, heads, d_ff, rng, **settings) for _ in range(depth)),
+            tuple(blocks),
             LayerNorm.init(d, dtype=dtype),
             Linear.init(d, vocabulary, rng, bias=False, dtype=dtype),
             Dropout(dropout),
         )
 
-    def forward(self, tokens, *, padding=None, rng=None):
+    def forward(
+        self, tokens: ArrayLike, *, padding: ArrayLike | None = None, rng: Rng = None
+    ) -> tuple[Array, Cache]:
         """tokens: (batch, t) whole numbers to logits (batch, t, vocabulary).
 
         padding: (batch, t), True where tokens are only padding: nobody else attends to them.
         """
         tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or not 0 < tokens.shape[1] <= len(self.pos.table):
+        if tokens.ndim != 2 or 0 in tokens.shape or tokens.shape[1] > len(self.pos.table):
             raise ValueError(
-                f"tokens: expected shape (batch, t) with t from 1 to {len(self.pos.table)},"
-                f" got shape {tokens.shape}"
+                "tokens: expected shape (batch, t) with batch from 1 and t from 1 to"
+                f" {len(self.pos.table)}, got shape {tokens.shape}"
             )
-        if padding is not None and np.shape(padding) != tokens.shape:
-            raise ValueError(
-                f"padding: expected shape {tokens.shape}, like tokens, got {np.shape(padding)}"
-            )
+        padding = None if padding is None else padded(padding, tokens.shape)
         x, c_tok = self.tok.forward(tokens)
         p, c_pos = self.pos.forward(np.arange(tokens.shape[1]))
         x, c_drop = self.drop.forward(x + p, rng=rng)
@@ -142,41 +164,54 @@ class Transformer(Layer):
         logits, c_head = self.head.forward(x, rng=rng)
         return logits, (c_tok, c_pos, c_drop, caches, c_ln, c_head)
 
-    def backward(self, dy, cache):
+    def backward(self, dy: Array, cache: Cache) -> tuple[None, Grads]:
         """Gradients of whatever trains; tokens have none, so dx is None."""
         c_tok, c_pos, c_drop, caches, c_ln, c_head = cache
-        d, found = self.head.backward(dy, c_head)
-        grads = under("head", found)
-        d, found = self.ln.backward(d, c_ln)
-        grads |= under("ln", found)
-        for i in reversed(range(len(self.blocks))):
-            below = any(trains(part) for part in (self.tok, self.pos, *self.blocks[:i]))
-            if not below and not trains(self.blocks[i]):
-                return None, grads
-            d, found = self.blocks[i].backward(d, caches[i], needs_dx=below)
-            grads |= under(f"blocks.{i}", found)
-            if not below:
-                return None, grads
+        d, head_grads = self.head.backward(dy, c_head)
+        d, ln_grads = self.ln.backward(d, c_ln)
+        grads = under("head", head_grads) | under("ln", ln_grads)
+        # nothing below the lowest part that trains needs a gradient
+        below = trains(self.tok) or trains(self.pos)
+        depth = len(self.blocks)
+        lowest = min((i for i in range(depth) if below or trains(self.blocks[i])), default=depth)
+        for i in reversed(range(lowest, depth)):
+            needs_dx = below or i > lowest
+            d, block_grads = self.blocks[i].backward(d, caches[i], needs_dx=needs_dx)
+            grads |= under(f"blocks.{i}", block_grads)
+        if not below:
+            return None, grads
         d, _ = self.drop.backward(d, c_drop)
         # tok[tokens] + pos[0..t]: positions are shared by the batch
         grads |= under("tok", self.tok.backward(d, c_tok)[1])
         grads |= under("pos", self.pos.backward(d.sum(0), c_pos)[1])
         return None, grads
 
-    def sample(self, prompt, *, temperature=1.0, rng=None, stop=None, steps=None):
+    def sample(
+        self,
+        prompt: ArrayLike,
+        *,
+        temperature: float = 1.0,
+        rng: Rng = None,
+        stop: int | None = None,
+        steps: int | None = None,
+    ) -> NDArray[np.integer]:
         """Continue prompts token by token: (batch, t) to (batch, up to the model's length).
 
         temperature 0 takes the likeliest token; above 0, tokens are drawn from
         softmax(logits / temperature) by rng. After `stop`, a row goes on with `stop`.
         """
         tokens = np.asarray(prompt)
+        if tokens.ndim != 2:
+            raise ValueError(f"prompt: expected shape (batch, t), got shape {tokens.shape}")
         if number("temperature", temperature, minimum=0) > 0 and rng is None:
             raise ValueError("rng: expected a generator for a temperature above 0, got None")
         room = len(self.pos.table) - tokens.shape[1]
         done = np.zeros(len(tokens), bool)
         for _ in range(room if steps is None else min(room, steps)):
             logits = self.forward(tokens)[0][:, -1].astype(np.float64)  # (batch, vocabulary)
-            if temperature > 0:  # the largest of logits plus Gumbel noise is a draw from softmax
+            if (
+                rng is not None and temperature > 0
+            ):  # the largest of logits plus Gumbel noise is a draw from softmax
                 logits = logits / temperature + rng.gumbel(size=logits.shape)
             new = logits.argmax(-1)
             if stop is not None:

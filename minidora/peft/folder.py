@@ -6,7 +6,7 @@ import numpy as np
 
 from .._boundary import finite, one_of
 from ..nn.layer import Layer, parameters, rebuilt, trained, walk
-from ..nn.linear import DoRALinear, Linear, LoRALinear, MagnitudeLinear
+from ..nn.linear import Adapted, DoRALinear, Linear, LoRALinear
 from .format import KEYS, Adapter, read_adapters, write_adapters
 
 
@@ -33,7 +33,7 @@ def save_adapter(
 def _check_can_hold(model: Layer, found: dict[str, Layer]) -> None:
     """ValueError that names what a PEFT folder has no place for."""
     for path, layer in walk(model):
-        if isinstance(layer, MagnitudeLinear):
+        if isinstance(layer, Adapted) and len(layer.A) == 0:
             raise ValueError(f"{path}: PEFT has no layer that trains a magnitude alone")
     if not found:
         raise ValueError("model: expected LoRALinear or DoRALinear layers, got none")

@@ -25,7 +25,7 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         *(nn.Attention, nn.Dropout, nn.DoRALinear, nn.Embedding, nn.GELU, nn.LayerNorm, nn.Linear),
-        *(nn.LoRALinear, nn.MagnitudeLinear, nn.MLP, nn.ReLU, nn.Transformer, nn.Block),
+        *(nn.LoRALinear, nn.MLP, nn.ReLU, nn.Transformer, nn.Block),
     )
 }
 OPTIMIZERS = {"AdamW": AdamW, "SGD": SGD}

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from .._boundary import number, positive_int
-from ..nn.layer import Layer, trained, walk
+from .._boundary import Array, number, positive_int
+from ..nn.layer import Grads, Layer, trained, walk
 from .optim import AdamW, Optimizer, Schedule, clip_by_norm, constant
+
+Loss = Callable[[Any, Any, np.random.Generator | None], tuple[float, Grads]]
+"""loss(model, batch, rng) gives the loss and the gradients by name."""
 
 
 @dataclass
@@ -23,8 +27,8 @@ class History:
 
 def fit(
     model: Layer,
-    loss: Callable,
-    batches: Iterable,
+    loss: Loss,
+    batches: Iterable[Any],
     *,
     steps: int,
     start: int = 0,
@@ -88,7 +92,7 @@ def fit(
     return history
 
 
-def _exactly(batches: Iterable, steps: int) -> Iterator:
+def _exactly(batches: Iterable[Any], steps: int) -> Iterator[Any]:
     """`steps` batches; ValueError where there are fewer."""
     source = iter(batches)
     for step in range(steps):
@@ -98,7 +102,7 @@ def _exactly(batches: Iterable, steps: int) -> Iterator:
             raise ValueError(f"batches: expected {steps} for as many steps, got {step}") from None
 
 
-def _check_ready(model: Layer, params: dict, rng) -> None:
+def _check_ready(model: Layer, params: dict[str, Array], rng: np.random.Generator | None) -> None:
     """Raise ValueError for what would fail, or silently do nothing, later on."""
     frozen = [name for name, array in params.items() if not array.flags.writeable]
     if frozen:
@@ -111,7 +115,7 @@ def _check_ready(model: Layer, params: dict, rng) -> None:
         raise ValueError("rng: expected a generator, since the model has dropout, got None")
 
 
-def _check_finite(step: int, value: float, grads: dict) -> None:
+def _check_finite(step: int, value: float, grads: Grads) -> None:
     if not np.isfinite(value):
         raise FloatingPointError(f"loss: expected a finite number at step {step}, got {value}")
     for name, grad in grads.items():
@@ -135,7 +139,7 @@ class _NoBar:
         """Show nothing."""
 
 
-def _progress(steps: int, progress: bool | str):
+def _progress(steps: int, progress: bool | str) -> Any:
     """A tqdm bar that disappears in logs, or nothing where it is off or tqdm is not installed."""
     if not progress:
         return _NoBar()
