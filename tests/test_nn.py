@@ -66,8 +66,8 @@ def test_loss_and_gradients_equal_the_pytorch_twins(case):
     named = {n: p for n, p in twin.named_parameters() if p.requires_grad}
     if x.is_floating_point():
         named["x"] = x
-    found = torch.autograd.grad(twin_loss, list(named.values()))
-    expected = {"d" + n: g.numpy() for n, g in zip(named, found, strict=True)}
+    twin_grads = torch.autograd.grad(twin_loss, list(named.values()))
+    expected = {"d" + n: g.numpy() for n, g in zip(named, twin_grads, strict=True)}
     compare(gradients(case), expected, 1e-8, vanishing=case.vanishing).raise_if_failed()
 
 

@@ -164,9 +164,9 @@ def twin_of(model):
             setattr(twin.get_submodule(parent), name, kinds[type(layer).__name__](layer))
     arrays = mini.parameters(model)
     trained = mini.trained(model)
-    own = dict(twin.named_parameters())
-    assert own.keys() == arrays.keys()
-    for name, parameter in own.items():
+    parameters = dict(twin.named_parameters())
+    assert parameters.keys() == arrays.keys()
+    for name, parameter in parameters.items():
         parameter.data = tensor(arrays[name])
         parameter.requires_grad = name in trained
     return twin

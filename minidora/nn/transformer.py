@@ -93,7 +93,8 @@ class Block(Layer):
         grads |= under("attn", attn_grads)
         if not needs_dx:
             return None, grads
-        return back("ln1", dh, c_ln1) + d, grads
+        d += back("ln1", dh, c_ln1)
+        return d, grads
 
 
 @dataclass(eq=False)

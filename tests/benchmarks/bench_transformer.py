@@ -71,7 +71,7 @@ def autograd_step(model, tokens, targets):
     params, optimizer = nn.trained(model), training.AdamW()
     fixed = {n: a for n, a in nn.parameters(model).items() if n not in params}
     settings = {"witness": ("transformer", plain_settings(model)), "tokens": tokens}
-    settings |= {"targets": targets, "padding": None}
+    settings |= {"targets": targets, "padding": None, "seed": None}
 
     def step():
         loss = [0.0]
@@ -142,15 +142,15 @@ def main(argv=None):
     networks_by_autograd.attention = networks_by_autograd.FUNCTIONS["attention"] = whole_attention
     report = {"machine": machine(), "threads": options.threads, "rounds": options.rounds}
     total = 2 * len(MODELS) * options.rounds
-    rows = []
+    columns = []
     with threadpool_limits(options.threads), tqdm(total=total) as progress:
         for kept in (False, True):
             if kept:
                 training.keep_memory()
             for model, sizes in MODELS.items():
                 seconds = in_turn(contestants(*sizes), options.rounds, progress)
-                where = f"{model}, {'memory kept' if kept else 'as it is'}"
-                report[where] = {
+                column = f"{model}, {'memory kept' if kept else 'as it is'}"
+                report[column] = {
                     name: {
                         "ms": 1e3 * float(np.median(seconds[name])),
                         "over_peft_dora": ratio(seconds, name, PEFT_DORA),
@@ -158,24 +158,24 @@ def main(argv=None):
                     }
                     for name in seconds
                 }
-                rows.append(where)
-    names = list(report[rows[0]])
+                columns.append(column)
+    names = list(report[columns[0]])
     print(
         f"medians of {options.rounds} rounds, {options.threads} thread(s):"
         " ms a step (over PEFT DoRA)"
     )
-    print("| contestant | " + " | ".join(rows) + " |\n| --- |" + " ---: |" * len(rows))
+    print("| contestant | " + " | ".join(columns) + " |\n| --- |" + " ---: |" * len(columns))
     for name in names:
-        found = [report[where][name] for where in rows]
-        cells = [f"{f['ms']:.1f} ({f['over_peft_dora']:.2f})" for f in found]
+        figures = [report[column][name] for column in columns]
+        cells = [f"{f['ms']:.1f} ({f['over_peft_dora']:.2f})" for f in figures]
         print(f"| {name} | " + " | ".join(cells) + " |")
-    for where in rows:
-        over = {n: report[where][n]["minidora_dora_over_it"] for n in names}
+    for column in columns:
+        over = {n: report[column][n]["minidora_dora_over_it"] for n in names}
         print(
-            f"{where}: minidora DoRA over PEFT DoRA {over[PEFT_DORA]:.2f},"
+            f"{column}: minidora DoRA over PEFT DoRA {over[PEFT_DORA]:.2f},"
             f" over the autograd library {over['autograd library, DoRA']:.2f}"
         )
-    means = [report[w][OURS]["over_peft_dora"] for w in rows]
+    means = [report[column][OURS]["over_peft_dora"] for column in columns]
     print(f"geometric mean over PEFT DoRA: {geometric_mean(means):.2f}")
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
