@@ -87,7 +87,7 @@ def plain_settings(model: nn.Layer) -> dict[str, dict]:
 def single_layers(kind: str, rng: np.random.Generator, _: None = None) -> Iterator[Case]:
     """One layer by itself, on x of two leading dimensions."""
     x, d = rng.normal(size=(2, 5, 6)), 6
-    wide = {"dtype": np.float64}
+    wide: Any = {"dtype": np.float64}
     model: Any
     if kind == "linear":
         model = nn.Linear.init(d, 4, rng, **wide)

@@ -80,7 +80,7 @@ class Adaptation:
         if self.method == "magnitude":
             A, B = np.empty((0, W0.shape[1]), W0.dtype), np.empty((len(W0), 0), W0.dtype)
         else:
-            A, B = init(*W0.shape, self.rank, self.rng, W0.dtype)  # type: ignore[arg-type, call-arg]
+            A, B = init(*W0.shape, self.rank, self.rng, W0.dtype)  # type: ignore[call-arg]
         settings: Any = {"dropout": self.dropout, "strength": self.strength}
         settings["trainable"] = trainable
         if self.method == "lora":

@@ -8,6 +8,7 @@ the norms they start from (`analysis.decay`).
 
 from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def rescale(model: Layer, spread: float, rng: np.random.Generator, *, by: str = 
 
 def _freedoms(model: Layer) -> list[list[Pair]]:
     """The pairs that share one set of factors: q with k, v with o, and each MLP's own."""
-    layers = dict(walk(model))
+    layers: dict[str, Any] = dict(walk(model))
     for path, layer in layers.items():
         if isinstance(layer, Adapted):
             raise ValueError(
