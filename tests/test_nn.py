@@ -440,6 +440,10 @@ def test_cross_entropy_by_hand():
     np.testing.assert_allclose(
         dlogits, np.array([[0.25, -0.5, 0.25], [-5 / 8, 1 / 8, 1 / 2], [0, 0, 0]]) / 2
     )
+    without_zeros = nn.cross_entropy(logits, np.array([1, 0, 2]), ignore=0)
+    without_them = nn.cross_entropy(logits, np.array([1, -1, 2]))
+    assert without_zeros[0] == without_them[0]
+    np.testing.assert_array_equal(without_zeros[1], without_them[1])
     big, _ = nn.cross_entropy(np.array([[1000.0, 0.0]], np.float32), np.array([1]))
     assert big == 1000
 

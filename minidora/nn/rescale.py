@@ -76,14 +76,14 @@ def _freedoms(model: Layer) -> list[list[Pair]]:
     for path, layer in layers.items():
         at = f"{path}." if path else ""
         if isinstance(layer, Attention):
-            q_k.append((f"{at}q", f"{at}k", ROWS, len(layer.q.weight)))
-            v_o.append((f"{at}v", f"{at}o", COLUMNS, len(layer.v.weight)))
+            q_k.append((f"{at}q", f"{at}k", ROWS, len(layers[f"{at}q"].weight)))
+            v_o.append((f"{at}v", f"{at}o", COLUMNS, len(layers[f"{at}v"].weight)))
         elif isinstance(layer, MLP):
             if not isinstance(layer.activation, ReLU):
                 kind = type(layer.activation).__name__
                 raise ValueError(f"model: expected ReLU between an MLP's layers, got {kind}")
             names = [f"{at}layers.{i}" for i in range(len(layer.layers))]
-            counts = [len(linear.weight) for linear in layer.layers]
+            counts = [len(layers[name].weight) for name in names]
             hidden = zip(names[:-1], names[1:], counts[:-1], strict=True)
             mlps.append([(first, second, COLUMNS, count) for first, second, count in hidden])
     freedoms = [pairs for pairs in (q_k, v_o, *mlps) if pairs]
