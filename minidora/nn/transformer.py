@@ -93,8 +93,9 @@ class Block(Layer):
         grads |= under("attn", attn_grads)
         if not needs_dx:
             return None, grads
-        d += back("ln1", dh, c_ln1)
-        return d, grads
+        dx = back("ln1", dh, c_ln1)
+        dx += d
+        return dx, grads
 
 
 @dataclass(eq=False)
