@@ -1,17 +1,25 @@
 """Adapter folders: to the installed PEFT and back, and everything a folder can have wrong."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
+import stat
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from minidora import nn, peft
+from minidora import nn, peft, training
+from minidora._files import digest
 from minidora.nn import DoRALinear, LoRALinear, Transformer, adapt, merge, walk
+from minidora.peft import format, patterns
 
 pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
+CONFIG, ARRAYS = "adapter_config.json", "adapter_model.safetensors"
 BOUNDS = {"float32": 1e-6, "float64": 1e-10}
 TOKENS = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
@@ -223,7 +231,7 @@ def test_models_that_a_peft_folder_cannot_hold(tmp_path):
     mixed = adapt(base, "dora", {"q": {}, "v": "lora"}, rank=2, rng=rng)
     biased = adapt(base, "lora", ("q",), rank=2, rng=rng, train=("A", "B", "bias"))
     per_input = adapt(base, "dora", ("q",), rank=2, rng=rng, norm_axis="per_input")
-    for model, said in (
+    for model, message in (
         (base, "model: expected LoRALinear or DoRALinear layers, got none"),
         (adapt(base, "magnitude", ("q",)), "blocks.0.attn.q: PEFT has no layer that trains a"),
         (adapt(base, "dora", {"q": {}, "v": "magnitude"}, rng=rng), "attn.v: PEFT has no layer"),
@@ -234,7 +242,7 @@ def test_models_that_a_peft_folder_cannot_hold(tmp_path):
         (biased, r"trainable: .* got \['blocks.0.attn.q.bias'"),
         (adapt(base, "dora", {"q": {}, "head": "full"}, rng=rng), "got .'head.weight'. too"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             peft.save_adapter(tmp_path / "a", model)
         assert list(tmp_path.iterdir()) == []
 
@@ -243,41 +251,184 @@ def test_what_is_no_folder_is_left_alone(tmp_path):
     model = adapted(base_of("float32"), "dora")
     (tmp_path / "thesis.txt").write_text("mine")
     (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    for name in ("thesis.txt", "link"):
-        with pytest.raises(FileExistsError, match="expected a new folder, got something that is"):
-            peft.save_adapter(tmp_path / name, model)
-    assert (tmp_path / "thesis.txt").read_text() == "mine" and (tmp_path / "link").is_symlink()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real", "thesis.txt"]
+    with pytest.raises(FileExistsError, match="expected a new folder, got something that is"):
+        peft.save_adapter(tmp_path / "thesis.txt", model)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["real", "thesis.txt"]
     with pytest.raises(TypeError, match="base: expected a network of minidora, got dict"):
         peft.load_adapter(tmp_path / "real", {})
 
 
-def test_what_a_killed_process_left_is_in_nobodys_way(folder):
+def test_what_a_killed_process_left_is_swept_and_the_rest_stays(folder):
     path, base = folder
-    for suffix in ("partial", "old"):
-        left = path.parent / f".adapter.{os.getpid()}.{suffix}"
-        left.mkdir()
-        (left / "adapter_config.json").write_text("{")
-    (path / "README.md").write_text("mine")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (path / f".{name}.{'0f' * 16}.partial").write_text("{")
+    (path / "README.md").mkdir()  # what PEFT writes is a file
+    (path / "README.md" / "thesis.tex").write_text("mine")
+    (path / "adapter_model.bin").write_text("another adapter's")
     model = adapted(base, "lora")
     peft.save_adapter(path, model)
     assert same(peft.load_adapter(path, base), model)
-    assert (path / "README.md").read_text() == "mine"
+    assert (path / "README.md" / "thesis.tex").read_text() == "mine"
+    assert sorted(p.name for p in path.iterdir()) == ["README.md", CONFIG, ARRAYS]
     with pytest.raises(FileNotFoundError, match="nowhere/a: expected a name in a folder"):
         peft.save_adapter(path / "nowhere" / "a", model)
 
 
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
+
+
+@posix
+def test_the_folder_itself_is_never_renamed_nor_deleted(folder, tmp_path, monkeypatch):
+    """So it may be the working folder, a mount point, or a link to a folder elsewhere."""
+    path, base = folder
+    inode, model = path.stat().st_ino, adapted(base, "lora")
+    monkeypatch.chdir(path)
+    peft.save_adapter(".", model)
+    assert os.getcwd() == str(path) and path.stat().st_ino == inode
+    (tmp_path / "link").symlink_to(path)
+    peft.save_adapter(tmp_path / "link", model)
+    assert (tmp_path / "link").is_symlink() and same(peft.load_adapter(".", base), model)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "link"]
+
+
+@posix
+def test_a_new_folder_has_the_umasks_mode(tmp_path):
+    model, before = adapted(base_of("float32"), "dora"), os.umask(0o077)
+    try:
+        peft.save_adapter(tmp_path / "a", model)
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "a", tmp_path / "a" / CONFIG)]
+    assert modes == [0o700, 0o600]
+
+
+KILLED = """
+import os, sys
+from minidora import peft
+from tests.test_peft import adapted, base_of
+path, at = sys.argv[1], int(sys.argv[2])
+replace, calls = os.replace, []
+def killed(*names):
+    calls.append(names)
+    if len(calls) > at:
+        os._exit(9)
+    replace(*names)
+os.replace = killed
+peft.save_adapter(path, adapted(base_of("float32"), "dora", alpha=3, rank=1))
+"""
+
+
+@posix
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_kill_at_any_rename_leaves_the_old_adapter_or_the_new_one(folder, at):
+    path, base = folder
+    tests = os.path.dirname(__file__)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(tests), tests])}
+    command = [sys.executable, "-c", KILLED, str(path), str(at)]
+    assert subprocess.run(command, env=environment).returncode == (0 if at == 2 else 9)
+    old, new = adapted(base, "dora"), adapted(base, "dora", alpha=3, rank=1)
+    assert same(peft.load_adapter(path, base), new if at else old)
+    settings = json.loads((path / CONFIG).read_text())
+    assert settings["lora_alpha"] == (3 if at == 2 else 8)  # PEFT reads what is there
+    left = [p.name for p in path.iterdir() if p.name not in (CONFIG, ARRAYS)]
+    assert len(left) == 2 - at
+    if at == 1:  # the settings are those in the arrays' file, and they are held to its sum too
+        file = path / CONFIG
+        file.write_bytes(file.read_bytes().replace(b'"r": 2', b'"r": 3'))
+        with pytest.raises(ValueError, match="adapter_config.json: it is not the one"):
+            peft.load_adapter(path, base)
+    peft.save_adapter(path, old)
+    assert same(peft.load_adapter(path, base), old)
+    assert sorted(p.name for p in path.iterdir()) == [CONFIG, ARRAYS]
+
+
+def test_settings_that_stay_the_same_are_not_written_again(folder, monkeypatch):
+    """Then there is one rename only, and PEFT too sees the old adapter or the new one."""
+    path, base = folder
+    renamed, replace_file = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda *n: (renamed.append(n[1]), replace_file(*n)))
+    peft.save_adapter(path, peft.load_adapter(path, base))
+    assert [os.path.basename(name) for name in renamed] == [ARRAYS]
+    peft.save_adapter(path, adapted(base, "dora", alpha=3))
+    assert [os.path.basename(name) for name in renamed[1:]] == [ARRAYS, CONFIG]
+
+
+def test_settings_that_change_while_they_are_read_are_read_again(folder, tmp_path, monkeypatch):
+    path, base = folder
+    newer = adapted(base, "dora", alpha=3)
+    peft.save_adapter(tmp_path / "newer", newer)
+    read, once = format._with_arrays, []
+
+    def meanwhile(*arguments):
+        if not once:  # another process has saved twice since the settings were read
+            once.append(shutil.copytree(tmp_path / "newer", path, dirs_exist_ok=True))
+        return read(*arguments)
+
+    monkeypatch.setattr(format, "_with_arrays", meanwhile)
+    assert same(peft.load_adapter(path, base), newer) and once
+
+
+def test_folders_with_the_older_sums_are_still_read(folder):
+    """Two sums, of adapter_config.json and of the arrays, and no settings beside the arrays."""
+    from safetensors.numpy import save_file
+
+    path, base = folder
+    text, arrays = (path / CONFIG).read_bytes(), arrays_of(path)
+    sums = {"config": hashlib.sha256(text).hexdigest(), "arrays": digest(arrays)}
+    save_file(arrays, path / ARRAYS, metadata={"minidora_sha256": json.dumps(sums)})
+    assert same(peft.load_adapter(path, base), adapted(base, "dora"))
+    (path / CONFIG).write_bytes(text.replace(b'"lora_alpha": 8', b'"lora_alpha": 9'))
+    with pytest.raises(ValueError, match="adapter_config.json: it is not the one that was saved"):
+        peft.load_adapter(path, base)
+    (path / CONFIG).write_bytes(text)
+    save_file(arrays, path / ARRAYS, metadata={"minidora_sha256": "[" * 10_000})
+    with pytest.raises(ValueError, match="adapter_model.safetensors: its checksums are damaged"):
+        peft.load_adapter(path, base)
+
+
+# the types of numbers
+
+
+def test_a_float16_folder_trains_in_float32(folder):
+    path, base = folder
+    for name in ("lora_A", "lora_B", "magnitude"):
+        for key in [key for key in arrays_of(path) if name in key]:
+            put(path, key.removeprefix("base_model.model."), lambda a: a.astype(np.float16))
+    model = peft.load_adapter(path, base)
+    arrays = nn.trained(model)
+    assert {array.dtype for array in arrays.values()} == {np.dtype("float32")}
+    before = {name: array.copy() for name, array in arrays.items()}
+    gradients = {name: np.full_like(array, 1e-5) for name, array in arrays.items()}
+    training.AdamW().step(arrays, gradients, 1e-3)
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, before[name] - 1e-3, atol=2e-6)
+
+
+def test_big_endian_arrays_are_written_and_long_doubles_refused(folder, tmp_path):
+    path, base = folder
+    model = peft.load_adapter(path, base)
+    big = without(model, Q, **{n: getattr(layers(model)[Q], n).astype(">f4") for n in "ABm"})
+    peft.save_adapter(tmp_path / "big", big)
+    assert same(peft.load_adapter(tmp_path / "big", base), model)
+    wide = without(model, Q, m=layers(model)[Q].m.astype(np.longdouble))
+    with pytest.raises(ValueError, match=f"{Q}: m: expected float16, float32 or float64, got"):
+        peft.save_adapter(tmp_path / "wide", wide)
+    layers(model)[Q].B[0, 0] = np.nan
+    with pytest.raises(ValueError, match=f"{Q}: B: expected finite values"):
+        peft.save_adapter(tmp_path / "wide", model)
+    assert not (tmp_path / "wide").exists()
+
+
 def test_names_that_a_pattern_cannot_tell_apart_are_refused(tmp_path):
     """PEFT's pattern q means x.q too: of two ranks only one could be said."""
-    from minidora.peft.format import Adapter, write_adapters
 
     def one(rank):
-        return Adapter(np.ones((rank, 4)), np.ones((3, rank)), np.ones(3), 1.0, 0.0)
+        return format.Adapter(np.ones((rank, 4)), np.ones((3, rank)), np.ones(3), 1.0, 0.0)
 
     layers = {"q": one(2), "x.q": one(4), "y.q": one(4)}
     with pytest.raises(ValueError, match="model: the name 'x.q' is ambiguous"):
-        write_adapters(tmp_path / "a", layers)
+        format.write_adapters(tmp_path / "a", layers)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -296,25 +447,32 @@ def test_a_folder_with_other_files_is_left_alone(folder, tmp_path):
 
 
 @pytest.mark.parametrize("at", [0, 1])
-def test_a_save_that_fails_leaves_the_old_folder(folder, tmp_path, monkeypatch, at):
-    from minidora import _files
-
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_save_that_fails_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, call, at):
+    """The old one, but where the last rename of all fails."""
     path, base = folder
     before = {p.name: p.read_bytes() for p in path.iterdir()}
-    calls, rename = [], _files.os.rename
+    calls, working = [], getattr(os, call)
 
-    def failing(source, target):
-        calls.append(source)
+    def failing(*arguments):
+        calls.append(arguments)
         if len(calls) == at + 1:
             raise OSError("the disk is gone")
-        rename(source, target)
+        working(*arguments)
 
-    monkeypatch.setattr(_files.os, "rename", failing)
-    with pytest.raises(OSError, match="the disk is gone"):
-        peft.save_adapter(path, adapted(base, "lora"))
+    new = adapted(base, "lora")
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(OSError, match="adapter"):
+        peft.save_adapter(path, new)
+    with pytest.raises(OSError, match="adapter"):
+        calls.clear()
+        peft.save_adapter(path.with_name("fresh"), new)
     monkeypatch.undo()
-    assert {p.name: p.read_bytes() for p in path.iterdir()} == before
-    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+    assert [p.name for p in path.parent.iterdir()] == ["adapter"]
+    if (call, at) == ("replace", 1):
+        assert same(peft.load_adapter(path, base), new)
+    else:
+        assert {p.name: p.read_bytes() for p in path.iterdir()} == before
 
 
 # what cannot be read
@@ -352,7 +510,7 @@ Q = "blocks.0.attn.q"
 
 
 @pytest.mark.parametrize(
-    "name, value, said",
+    "name, value, message",
     [
         ("peft_type", "IA3", "expected 'LORA', got 'IA3'"),
         ("bias", "all", "expected 'none'"),
@@ -364,6 +522,14 @@ Q = "blocks.0.attn.q"
         ("r", True, "got True"),
         ("lora_alpha", None, "expected a number, got None"),
         ("lora_alpha", float("nan"), "expected a number, got nan"),
+        ("lora_alpha", 10**400, "expected a number, got 1000"),
+        ("lora_dropout", 2**64, "expected 0 to below 1, got 18446744073709551616"),
+        ("lora_dropout", 10**400, "expected 0 to below 1"),
+        ("alpha_pattern", {"q": 10**400}, "names with numbers"),
+        ("rank_pattern", {"(a*)*X": 2}, "whole numbers above 0, .*after something that repeats"),
+        ("rank_pattern", {r"(q)\1": 2}, "names with whole numbers above 0, .*simple pattern"),
+        ("target_modules", "(?:(?:.*)*)+X", "one pattern, .*after something that repeats"),
+        ("exclude_modules", ".*" * 21, "one pattern, .*more than 20 repeats"),
         ("lora_dropout", 1.0, "expected 0 to below 1, got 1.0"),
         ("use_dora", "yes", "expected true or false, got 'yes'"),
         ("use_rslora", 1.5, "expected true or false"),
@@ -385,15 +551,59 @@ Q = "blocks.0.attn.q"
         ("use_of_2027", {"on": 1}, "not supported by minidora"),
     ],
 )
-def test_settings_that_are_refused_by_name(folder, name, value, said):
+def test_settings_that_are_refused_by_name(folder, name, value, message):
     path, base = folder
     change(path, **{name: value})
-    with pytest.raises(ValueError, match=f"adapter_config.json: {name}: .*{said}"):
+    with pytest.raises(ValueError, match=f"adapter_config.json: {name}: .*{message}"):
         peft.load_adapter(path, base)
 
 
+def test_large_numbers_and_patterns_with_many_ways_through_them_are_read(folder):
+    path, base = folder
+    change(path, lora_alpha=2**64, alpha_pattern={"(.|.|.|.|.|.|.|.)*X": 1, "v": 2**70})
+    scales = {path: layer.scale for path, layer in layers(peft.load_adapter(path, base)).items()}
+    assert scales[Q] == 2.0**63 and scales["blocks.1.attn.v"] == 2**70 / 3
+
+
+def test_patterns_mean_what_they_mean_to_python():
+    pieces = [
+        *"ab.*+?()|^$1",
+        r"\.",
+        r"\d",
+        "[ab]",
+        "[^a]",
+        "(?:",
+        "(?!",
+        "(?=",
+        "{2}",
+        "{1,2}",
+        "*?",
+    ]
+    rng, read = np.random.default_rng(0), 0
+    for _ in range(6000):
+        pattern = "".join(rng.choice(pieces, rng.integers(1, 9)))
+        try:
+            patterns.parsed(pattern)
+        except ValueError:
+            continue
+        read += 1
+        whole, end = re.compile(pattern), re.compile(rf"(.*\.)?({pattern})$")
+        for _ in range(4):
+            name = "".join(rng.choice([*"ab.1"], rng.integers(0, 7)))
+            assert patterns.matches(pattern, name) == bool(whole.fullmatch(name)), (pattern, name)
+            assert patterns.matches_end(pattern, name) == bool(end.match(name)), (pattern, name)
+    assert read > 500
+    for pattern in (
+        r".*\.(q|v)_proj",
+        r"^model\.layers\.(?:[0-9]|1[0-9])\.self_attn.(q|k|v)_proj$",
+        r"^(?!.*(?:visual|head$)).*(?:q_proj|v_proj).*",
+        r"layers\.\d+\.mlp",
+    ):
+        patterns.parsed(pattern)
+
+
 @pytest.mark.parametrize(
-    "damage, said",
+    "damage, message",
     [
         (lambda p: change(p, r=4, rank_pattern={}), "expected rank 4, by r or rank_pattern"),
         (lambda p: change(p, rank_pattern={}), "blocks.1.attn.v: expected rank 2"),
@@ -432,11 +642,11 @@ def test_settings_that_are_refused_by_name(folder, name, value, said):
         ),
     ],
 )
-def test_folders_that_do_not_fit(folder, damage, said):
+def test_folders_that_do_not_fit(folder, damage, message):
     path, base = folder
     before = {name: a.copy() for name, a in nn.parameters(base).items()}
     damage(path)
-    with pytest.raises(ValueError, match=f"adapter.*{said}"):
+    with pytest.raises(ValueError, match=f"adapter.*{message}"):
         peft.load_adapter(path, base)
     assert all(np.array_equal(before[n], a) for n, a in nn.parameters(base).items())
 
@@ -453,11 +663,8 @@ def swap(name, data):
     return lambda path: (path / name).write_bytes(data)
 
 
-CONFIG, ARRAYS = "adapter_config.json", "adapter_model.safetensors"
-
-
 @pytest.mark.parametrize(
-    "damage, said",
+    "damage, message",
     [
         (cut(ARRAYS, 1000), "adapter_model.safetensors: not a whole safetensors file"),
         (cut(ARRAYS, -1), "adapter_model.safetensors: not a whole safetensors file"),
@@ -469,10 +676,11 @@ CONFIG, ARRAYS = "adapter_config.json", "adapter_model.safetensors"
         (swap(CONFIG, b"[" * 100_000), "adapter_config.json: expected JSON"),
     ],
 )
-def test_damaged_files(folder, damage, said):
+def test_damaged_files(folder, damage, message):
     path, base = folder
+    change(path)  # without sums, as PEFT leaves it
     damage(path)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         peft.load_adapter(path, base)
 
 

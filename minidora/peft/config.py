@@ -1,13 +1,16 @@
 """adapter_config.json: what its settings may be, and which layers they mean."""
 
 import json
-import re
-from collections.abc import Iterable
+import math
+import reprlib
+from collections.abc import Callable, Collection
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from .._boundary import named
+from .patterns import matches, matches_end, parsed
+
+Config = dict[str, Any]
 
 STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """init_lora_weights that leave the base weight as it is; others (pissa, ...) change it."""
@@ -19,20 +22,26 @@ HARMLESS |= {"peft_version", "fan_in_fan_out", "megatron_core", "qalora_group_si
 HARMLESS |= {"eva_config", "runtime_config", "ensure_weight_tying", "loftq_config"}
 
 
-def read_config(path: Path) -> dict:
-    """The settings, checked; what minidora does not have is refused by name."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a PEFT adapter folder, got no such file")
+def read_config(path: Path, data: bytes) -> Config:
+    """The settings in `data`, checked; what minidora does not have is refused by name.
+
+    Raises ValueError that names the file, `path`, and the setting.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
 
-    def expect(name, fits, expected):
-        if not fits(config.get(name)):
-            raise ValueError(f"{path}: {name}: expected {expected}, got {config.get(name)!r}")
+    def expect(name: str, fits: Callable[[Any], bool], expected: str) -> None:
+        value, reason = config.get(name), ""
+        try:
+            if fits(value):
+                return
+        except ValueError as error:  # a pattern that is not safe to match
+            reason = f": {error}"
+        raise ValueError(f"{path}: {name}: expected {expected}, got {reprlib.repr(value)}{reason}")
 
     expect("peft_type", lambda v: v == "LORA", "'LORA'")
     expect("bias", lambda v: v in (None, "none"), "'none' (a trained bias is not supported)")
@@ -47,71 +56,76 @@ def read_config(path: Path) -> dict:
     expect("alpha_pattern", lambda v: _pattern_of(v, _number), "names with numbers")
     expect("target_modules", _names, "a list of names, or one pattern")
     expect("exclude_modules", lambda v: v is None or _names(v), "a list of names, or one pattern")
-    unknown = {n: v for n, v in config.items() if n not in READ | HARMLESS and v not in NOTHING}
-    for name, value in unknown.items():
-        raise ValueError(f"{path}: {name}: not supported by minidora, got {value!r}")
+    for name, value in config.items():
+        if name not in READ | HARMLESS and value not in NOTHING:
+            raise ValueError(
+                f"{path}: {name}: not supported by minidora, got {reprlib.repr(value)}"
+            )
     return config
 
 
-NOTHING = (None, False, "", [], {})
+NOTHING: tuple[object, ...] = (None, False, "", [], {})
 
 
-def _whole(value) -> bool:
+def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _number(value) -> bool:
-    return (_whole(value) or isinstance(value, float)) and bool(np.isfinite(value))
-
-
-def _pattern_of(value, fits) -> bool:
-    """None, or a dict of regular expressions with values that fit."""
-    return value is None or (
-        isinstance(value, dict) and all(fits(v) for v in value.values()) and _compiles(value)
-    )
-
-
-def _names(value) -> bool:
-    if isinstance(value, str):
-        return value == "all-linear" or _compiles([value])
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-def _compiles(patterns: Iterable[str]) -> bool:
+def _number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
     try:
-        return all(re.compile(pattern) for pattern in patterns)
-    except (re.error, RecursionError, OverflowError):
+        return (_whole(value) or isinstance(value, float)) and math.isfinite(value)
+    except OverflowError:
         return False
 
 
-def check_targets(path: Path, config, found: set[str], linears) -> None:
+def _pattern_of(value: object, fits: Callable[[Any], bool]) -> bool:
+    """None, or a dict of patterns with values that fit. Raises ValueError for unsafe patterns."""
+    if value is None:
+        return True
+    return isinstance(value, dict) and all(map(fits, value.values())) and all(map(parsed, value))
+
+
+def _names(value: object) -> bool:
+    if isinstance(value, str):
+        return value == "all-linear" or bool(parsed(value))
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def check_targets(
+    path: Path, config: Config, adapted: Collection[str], linears: Collection[str]
+) -> None:
     """The layers that target_modules means have arrays, all of them ("all-linear": perhaps all)."""
     targets, excluded = config["target_modules"], config.get("exclude_modules") or []
 
-    def means(names, where):
+    def means(names: str | list[str], layer: str) -> bool:
         if isinstance(names, str):
-            return bool(re.fullmatch(names, where))
-        return any(named(where, name) for name in names)
+            return matches(names, layer)
+        return any(named(layer, name) for name in names)
 
     every = targets == "all-linear"
-    meant = {w for w in linears if (every or means(targets, w)) and not means(excluded, w)}
-    if wrong := found - meant:
-        raise ValueError(f"{path}: target_modules does not mean {sorted(wrong)[0]!r}")
-    lacking = set() if every else meant - found
-    if lacking or not found:
-        where = sorted(lacking)[0] if lacking else "any layer of the base"
-        raise ValueError(f"{path}: expected arrays for {where!r}, by target_modules, got none")
+    meant = {
+        layer
+        for layer in linears
+        if (every or means(targets, layer)) and not means(excluded, layer)
+    }
+    if stray := sorted(set(adapted) - meant):
+        raise ValueError(f"{path}: target_modules does not mean {stray[0]!r}")
+    lacking = [] if every else sorted(meant - set(adapted))
+    if lacking or not adapted:
+        layer = repr(lacking[0]) if lacking else "any layer of the base"
+        raise ValueError(f"{path}: expected arrays for {layer}, by target_modules, got none")
 
 
-def scale_of(config, path: str, rank: int) -> float:
+def scale_of(config: Config, path: str, rank: int) -> float:
     """alpha / r, or alpha / sqrt(r) for rsLoRA, with the layer's own alpha."""
-    alpha = setting_of(config.get("alpha_pattern"), path, config["lora_alpha"])
+    alpha: float = setting_of(config.get("alpha_pattern"), path, config["lora_alpha"])
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def setting_of(pattern: dict | None, path: str, default):
+def setting_of(pattern: dict[str, Any] | None, path: str, default: Any) -> Any:
     """The first entry whose key means the layer, as PEFT matches it: its whole name or its end."""
     for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", path):
+        if matches_end(key, path):
             return value
     return default

@@ -4,63 +4,64 @@ from dataclasses import replace
 
 import numpy as np
 
-from .._boundary import finite, one_of
+from .._boundary import Array, cast, finite, one_of
+from .._files import FilePath
 from ..nn.layer import Layer, parameters, rebuilt, trained, walk
 from ..nn.linear import Adapted, DoRALinear, Linear, LoRALinear
 from .format import KEYS, Adapter, read_adapters, write_adapters
 
 
 def save_adapter(
-    folder, model: Layer, *, rslora: bool = False, base_model: str | None = None
+    folder: FilePath, model: Layer, *, rslora: bool = False, base_model: str | None = None
 ) -> None:
     """Write the LoRA or DoRA layers of `model` as a PEFT adapter folder, whole or not at all.
 
     rslora: say by alpha / sqrt(r) what the scale is, not by alpha / r. base_model: a name for
-    `base_model_name_or_path`. A folder that is there already is replaced if it holds nothing but an
-    adapter. Raises ValueError that names the setting where a PEFT folder cannot hold the model:
-    magnitudes per input, a strength other than 1, LoRA beside DoRA, dropout rates that differ,
-    anything else that trains.
+    `base_model_name_or_path`. A folder that is there already stays, and an adapter in it is
+    replaced if it holds nothing but an adapter; `format` says what a kill leaves. Raises ValueError
+    that names the setting where a PEFT folder cannot hold the model: magnitudes per input or alone,
+    a strength other than 1, LoRA beside DoRA, dropout rates that differ, anything else that trains.
     """
-    found = {path: la for path, la in walk(model) if isinstance(la, LoRALinear | DoRALinear)}
-    _check_can_hold(model, found)
+    layers = {path: la for path, la in walk(model) if isinstance(la, Adapted)}
+    _check_can_hold(model, layers)
     adapters = {
         path: Adapter(layer.A, layer.B, getattr(layer, "m", None), layer.scale, layer.dropout)
-        for path, layer in found.items()
+        for path, layer in layers.items()
+        if isinstance(layer, LoRALinear | DoRALinear)
     }
     write_adapters(folder, adapters, rslora=rslora, base_model=base_model)
 
 
-def _check_can_hold(model: Layer, found: dict[str, Layer]) -> None:
+def _check_can_hold(model: Layer, layers: dict[str, Adapted]) -> None:
     """ValueError that names what a PEFT folder has no place for."""
-    for path, layer in walk(model):
-        if isinstance(layer, Adapted) and len(layer.A) == 0:
-            raise ValueError(f"{path}: PEFT has no layer that trains a magnitude alone")
-    if not found:
+    if not layers:
         raise ValueError("model: expected LoRALinear or DoRALinear layers, got none")
-    for path, layer in found.items():
-        if getattr(layer, "norm_axis", "per_output") != "per_output":
-            raise ValueError(f"{path}: norm_axis: PEFT has 'per_output', got {layer.norm_axis!r}")
+    for path, layer in layers.items():
+        if len(layer.A) == 0:
+            raise ValueError(f"{path}: PEFT has no layer that trains a magnitude alone")
+        norm_axis = getattr(layer, "norm_axis", "per_output")
+        if norm_axis != "per_output":
+            raise ValueError(f"{path}: norm_axis: PEFT has 'per_output', got {norm_axis!r}")
         if layer.strength != 1:
             raise ValueError(f"{path}: strength: PEFT has 1, got {layer.strength}")
-    for what, values in (
-        ("kinds of layers", {type(layer).__name__ for layer in found.values()}),
-        ("dropout rates", {layer.dropout for layer in found.values()}),
-    ):
+    kinds = sorted({type(layer).__name__ for layer in layers.values()})
+    rates = sorted({layer.dropout for layer in layers.values()})
+    for setting, values in (("kinds of layers", kinds), ("dropout rates", rates)):
         if len(values) > 1:
-            raise ValueError(f"model: PEFT has one for all {what}, got {sorted(values)}")
-    own = {f"{path}.{name}" for path in found for name in KEYS}
-    others = sorted(set(trained(model)) - own)
+            raise ValueError(f"model: PEFT has one for all {setting}, got {values}")
+    others = sorted(set(trained(model)) - {f"{path}.{name}" for path in layers for name in KEYS})
     if others:
         raise ValueError(f"trainable: a PEFT folder holds A, B and m alone, got {others} too")
 
 
-def load_adapter(folder, base: Layer, *, norm_grad: str = "exact") -> Layer:
+def load_adapter(folder: FilePath, base: Layer, *, norm_grad: str = "exact") -> Layer:
     """`base` with the adapters of a PEFT folder around its arrays, which are shared and frozen.
 
     base: a network of minidora whose layers have the names that the folder was made for. norm_grad:
-    how DoRA layers train from here on; PEFT's own is "detached". Raises ValueError that names the
-    file, and the setting or the key, where the folder is damaged, asks for what minidora does not
-    have, or does not fit `base`; nothing is changed then.
+    how DoRA layers train from here on; PEFT's own is "detached". A, B and m come in
+    float32 at least, in which an optimizer can move them. Raises ValueError that names the file,
+    and the setting or the key, where the folder is damaged, asks for what minidora does not have,
+    or does not fit `base`; nothing is changed then.
     """
     one_of("norm_grad", norm_grad, ("exact", "detached"))
     if not isinstance(base, Layer):
@@ -70,7 +71,7 @@ def load_adapter(folder, base: Layer, *, norm_grad: str = "exact") -> Layer:
     linears = {path: layer for path, layer in walk(base) if isinstance(layer, Linear)}
     adapters = read_adapters(folder, linears)
     try:
-        made = {path: _layer(linears[path], one, path, norm_grad) for path, one in adapters.items()}
+        made = {path: _layer(linears[path], a, path, norm_grad) for path, a in adapters.items()}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder}: {error}") from error
     loaded = rebuilt(base, lambda path, layer: made.get(path) or _frozen(layer))
@@ -80,17 +81,26 @@ def load_adapter(folder, base: Layer, *, norm_grad: str = "exact") -> Layer:
 
 
 def _frozen(layer: Layer) -> Layer:
-    return replace(layer, trainable=())
+    return replace(layer, **{"trainable": ()})
 
 
-def _layer(linear: Linear, one: Adapter, path: str, norm_grad: str) -> Layer:
+def _layer(linear: Linear, adapter: Adapter, path: str, norm_grad: str) -> Layer:
     """The adapted layer, its shapes and values checked."""
-    about = {"scale": one.scale, "dropout": one.dropout}
-    around = (linear.weight, linear.bias, one.A, one.B)
+    W0, bias, scale, dropout = linear.weight, linear.bias, adapter.scale, adapter.dropout
+    A, B = _trainable(adapter.A), _trainable(adapter.B)
     try:
-        if one.m is None:
-            return LoRALinear(*around, trainable=("A", "B"), **about)
-        m = one.m.astype(np.result_type(one.m, np.float32), copy=False)
-        return DoRALinear(*around, m, norm_grad=norm_grad, trainable=("A", "B", "m"), **about)
+        if adapter.m is None:
+            return LoRALinear(W0, bias, A, B, scale, dropout=dropout, trainable=("A", "B"))
+        return DoRALinear(
+            *(W0, bias, A, B, _trainable(adapter.m), scale),
+            norm_grad=norm_grad,
+            dropout=dropout,
+            trainable=("A", "B", "m"),
+        )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _trainable(array: Array) -> Array:
+    """In float32 at least: AdamW's eps is 0 in float16, and its first step infinite."""
+    return cast(array, np.result_type(array, np.float32))

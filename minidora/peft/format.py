@@ -1,24 +1,35 @@
-"""PEFT's adapter folders, as arrays by the paths of their layers; knows no network."""
+"""PEFT's adapter folders, as arrays by the paths of their layers; knows no network.
+
+PEFT gives a folder two files, which no system renames together. minidora puts the settings into the
+arrays' metadata as well, with a checksum of both and the SHA-256 of the settings that were there
+before, and renames the arrays first: from that moment on the new adapter is the one that is read
+here, and adapter_config.json follows. A process that is killed at any moment so leaves the old
+adapter or the new one whole, and a reader beside a writer sees the one or the other. PEFT, which
+knows no checksums, reads the two files as they lie; in the moment between the two renames they are
+of two saves, unless the settings are the same, when there is one rename only.
+"""
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .._boundary import Array
-from .._files import digest, write_folder
-from .config import check_targets, read_config, scale_of, setting_of
+from .._boundary import Array, finite
+from .._files import FilePath, digest, held_folder, storable, write_in_order
+from .config import Config, check_targets, read_config, scale_of, setting_of
 
 CONFIG, ARRAYS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 SUMS = "minidora_sha256"  # the metadata's key of what the folder was saved with
 CARD = "README.md"  # PEFT's, or the user's; it stays
 KEYS = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
+TRIES = 100  # to read settings and arrays of one save, while others are saving
 
 
 class Adapter(NamedTuple):
@@ -32,16 +43,54 @@ class Adapter(NamedTuple):
 
 
 def write_adapters(
-    folder, adapters: dict[str, Adapter], *, rslora: bool = False, base_model: str | None = None
+    folder: FilePath,
+    adapters: Mapping[str, Adapter],
+    *,
+    rslora: bool = False,
+    base_model: str | None = None,
 ) -> None:
-    """Write adapters of any framework, by the paths of their layers, as a PEFT folder."""
-    ranks = {path: len(one.A) for path, one in adapters.items()}
-    alphas = {p: one.scale * ranks[p] ** (0.5 if rslora else 1) for p, one in adapters.items()}
-    rank, alpha = (Counter(of.values()).most_common(1)[0][0] for of in (ranks, alphas))
+    """Write adapters of any framework, by the paths of their layers, as a PEFT folder.
+
+    What there is of another adapter is replaced, file by file; the page's top says what a kill
+    leaves. Raises ValueError that names the layer for what a reader would refuse, and
+    FileExistsError where the folder holds anything else; nothing is changed then.
+    """
+    arrays = {}
+    for path, adapter in adapters.items():
+        if not len(adapter.A):
+            raise ValueError(f"{path}: PEFT has no layer that trains a magnitude alone")
+        for name, key in KEYS.items():
+            array = getattr(adapter, name)
+            if array is not None:
+                array = storable(f"{path}: {name}", array)
+                arrays[f"{PREFIX}{path}.{key}"] = finite(f"{path}: {name}", array)
+    text = json.dumps(_config(adapters, rslora, base_model), indent=2) + "\n"
+    from safetensors.numpy import save
+
+    with held_folder(folder, (CONFIG, ARRAYS, PICKLE, CARD)) as held:
+        before = (held / CONFIG).read_bytes() if (held / CONFIG).exists() else None
+        replaces = None if before is None else _sha256(before)
+        sums = {"config": text, "replaces": replaces, "sha256": digest(arrays, text)}
+        metadata = {"format": "pt", SUMS: json.dumps(sums)}
+        files = {held / ARRAYS: save(arrays, metadata=metadata)}
+        if text.encode() != before:
+            files[held / CONFIG] = text.encode()
+        write_in_order(files)
+        if (held / PICKLE).is_file():  # another adapter's
+            (held / PICKLE).unlink()
+
+
+def _config(adapters: Mapping[str, Adapter], rslora: bool, base_model: str | None) -> Config:
+    """The settings; ValueError where PEFT's patterns cannot tell the layers apart."""
+    ranks = {path: len(adapter.A) for path, adapter in adapters.items()}
+    power = 0.5 if rslora else 1
+    alphas = {path: adapter.scale * ranks[path] ** power for path, adapter in adapters.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
     first = next(iter(adapters.values()))
-    config = {
+    config: Config = {
         "peft_type": "LORA",
-        "base_model_name_or_path": base_model,
+        "base_model_name_or_path": None if base_model is None else os.fspath(base_model),
         "task_type": None,
         "inference_mode": True,
         "r": rank,
@@ -57,47 +106,58 @@ def write_adapters(
         "init_lora_weights": True,
         "modules_to_save": None,
     }
-    for path, one in adapters.items():
-        scale = scale_of(config, path, ranks[path])
-        said = setting_of(config["rank_pattern"], path, rank)
-        if said != ranks[path] or not np.isclose(scale, one.scale, rtol=1e-12, atol=0):
+    for path, adapter in adapters.items():
+        rank_read = setting_of(config["rank_pattern"], path, rank)
+        scale_read = scale_of(config, path, ranks[path])
+        if rank_read != ranks[path] or not np.isclose(scale_read, adapter.scale, 1e-12, 0):
             raise ValueError(f"model: the name {path!r} is ambiguous beside {list(adapters)}")
-    arrays = {
-        f"{PREFIX}{path}.{key}": np.ascontiguousarray(getattr(one, name))
-        for path, one in adapters.items()
-        for name, key in KEYS.items()
-        if getattr(one, name) is not None
-    }
-    from safetensors.numpy import save
-
-    text = json.dumps(config, indent=2) + "\n"
-    sums = {"config": _sha256(text.encode()), "arrays": digest(arrays)}
-    metadata = {"format": "pt", SUMS: json.dumps(sums)}
-    files = {CONFIG: text.encode(), ARRAYS: save(arrays, metadata=metadata)}
-    write_folder(folder, files, may_replace=(CONFIG, ARRAYS, PICKLE, CARD), carry=(CARD,))
+    return config
 
 
-def read_adapters(folder, paths: Collection[str]) -> dict[str, Adapter]:
+def read_adapters(folder: FilePath, paths: Collection[str]) -> dict[str, Adapter]:
     """The adapters of a PEFT folder for a base whose linear layers have these paths.
 
     Shapes are left to whoever puts them around a layer. Raises as `load_adapter` does.
     """
     folder = Path(folder)
-    config = read_config(folder / CONFIG)
-    found = _by_layer(folder / ARRAYS, _arrays(folder), config, paths)
+    text, arrays = _of_one_save(folder)
+    config = read_config(folder / CONFIG, text)
     adapters = {}
-    for path, own in found.items():
+    for path, named_arrays in _by_layer(folder / ARRAYS, arrays, config, paths).items():
+        A = named_arrays["A"]
         rank = setting_of(config.get("rank_pattern"), path, config["r"])
-        if own["A"].ndim != 2 or len(own["A"]) != rank:
-            expected = f"expected rank {rank}, by r or rank_pattern, got A {own['A'].shape}"
+        if A.ndim != 2 or len(A) != rank:
+            expected = f"expected rank {rank}, by r or rank_pattern, got A {A.shape}"
             raise ValueError(f"{folder}: {path}: {expected}")
         scale, dropout = scale_of(config, path, rank), config.get("lora_dropout") or 0.0
-        adapters[path] = Adapter(own["A"], own["B"], own.get("m"), scale, dropout)
+        adapters[path] = Adapter(A, named_arrays["B"], named_arrays.get("m"), scale, dropout)
     return adapters
 
 
-def _arrays(folder: Path) -> dict[str, Array]:
-    """The arrays by key; bfloat16, which NumPy does not have, comes as float32."""
+def _of_one_save(folder: Path) -> tuple[bytes, dict[str, Array]]:
+    """The settings and the arrays, of one and the same save where minidora wrote them.
+
+    They are read again where the settings have changed meanwhile.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a PEFT adapter folder, got no such file")
+    text = path.read_bytes()
+    for _ in range(TRIES):
+        try:
+            return _with_arrays(folder, text)
+        except ValueError:
+            read_before, text = text, path.read_bytes()
+            if text == read_before:
+                raise
+    raise ValueError(f"{path}: it changed {TRIES} times while it was being read")
+
+
+def _with_arrays(folder: Path, text: bytes) -> tuple[bytes, dict[str, Array]]:
+    """The settings that belong to the arrays, and these by key.
+
+    bfloat16, which NumPy does not have, comes as float32.
+    """
     from safetensors import SafetensorError, deserialize
 
     path = folder / ARRAYS
@@ -106,76 +166,88 @@ def _arrays(folder: Path) -> dict[str, Array]:
         raise FileNotFoundError(f"{path}: expected the adapter's arrays, got no such file{pickle}")
     data = path.read_bytes()
     try:
-        found = deserialize(data)
-    except (SafetensorError, ValueError) as error:
+        tensors = deserialize(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
-    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
     del data
     arrays, raw = {}, {}
-    while found:  # what is taken out of the list goes as the arrays come
-        key, about = found.pop()
-        kind = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}.get(about["dtype"])
-        if kind is None:
-            raise ValueError(f"{path}: {key}: expected floating numbers, got {about['dtype']}")
-        array = np.frombuffer(bytearray(about.pop("data")), kind).reshape(about["shape"])
+    while tensors:  # what is taken out of the list goes as the arrays come
+        key, tensor = tensors.pop()
+        dtype = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}.get(tensor["dtype"])
+        if dtype is None:
+            raise ValueError(f"{path}: {key}: expected floating numbers, got {tensor['dtype']}")
+        array = np.frombuffer(bytearray(tensor.pop("data")), dtype).reshape(tensor["shape"])
         raw[key] = array
-        if about["dtype"] == "BF16":  # the upper half of a float32
+        if tensor["dtype"] == "BF16":  # the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
         arrays[key] = array
-    _check_sums(folder, json.loads(header).get("__metadata__") or {}, raw)
-    return arrays
+    return _checked(folder, text, header.get("__metadata__") or {}, raw), arrays
 
 
-def _check_sums(folder: Path, metadata: dict[str, str], arrays: dict[str, Array]) -> None:
-    """Hold the folder against the checksums that minidora leaves in it; PEFT's has none."""
+def _checked(
+    folder: Path, text: bytes, metadata: Mapping[str, str], arrays: Mapping[str, Array]
+) -> bytes:
+    """The settings, held against the checksums that minidora leaves in a folder; PEFT's has none.
+
+    They are those in the metadata where the file is still that of the save before.
+    """
     path = folder / ARRAYS
     unknown = sorted(set(metadata) - {"format", SUMS})
     if unknown:
         raise ValueError(f"{path}: expected the metadata of PEFT or of minidora, got {unknown}")
     if SUMS not in metadata:
-        return
+        return text
     try:
         sums = json.loads(metadata[SUMS])
-        expected = sums["config"], sums["arrays"]
-    except (ValueError, KeyError, TypeError) as error:
+        saved = sums["config"]
+        if "sha256" in sums:
+            expected, got = sums["sha256"], digest(arrays, saved)
+            settings, replaced = saved.encode(), sums["replaces"]
+        else:  # before the settings were kept here, there were two sums
+            expected, got = sums["arrays"], digest(arrays)
+            settings, replaced = text if _sha256(text) == saved else b"", None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: its checksums are damaged: {error!r}") from None
-    if _sha256((folder / CONFIG).read_bytes()) != expected[0]:
+    if got != expected:
+        raise ValueError(f"{path}: its arrays do not have the SHA-256 they were saved with")
+    if text != settings and _sha256(text) != replaced:
         raise ValueError(
             f"{folder / CONFIG}: it is not the one that was saved with the arrays (to change a"
             f" setting by hand, take {SUMS!r} out of the metadata of {ARRAYS})"
         )
-    if digest(arrays) != expected[1]:
-        raise ValueError(f"{path}: its arrays do not have the SHA-256 they were saved with")
+    return settings
 
 
-def _sha256(data) -> str:
+def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _by_layer(path: Path, arrays, config, linears: Collection[str]) -> dict[str, dict[str, Array]]:
+def _by_layer(
+    path: Path, arrays: Mapping[str, Array], config: Config, linears: Collection[str]
+) -> dict[str, dict[str, Array]]:
     """{path of a layer: its arrays by minidora's names}; every key accounted for."""
-    found: dict[str, dict[str, Array]] = {}
+    layers: dict[str, dict[str, Array]] = {}
     names = {key: name for name, key in KEYS.items()} | {f"{KEYS['m']}.weight": "m"}
     expected = ("A", "B", "m") if config.get("use_dora") else ("A", "B")
     for key, array in arrays.items():
         matched = re.fullmatch(rf"{re.escape(PREFIX)}(.+?)\.(lora_.+)", key)
-        name = names.get(matched.group(2)) if matched else None
-        if name not in expected:
+        layer, ending = matched.groups() if matched else ("", "")
+        name = names.get(ending)
+        if name is None or name not in expected:
             wanted = " or ".join(f"{PREFIX}<layer>.{KEYS[n]}" for n in expected)
             raise ValueError(f"{path}: expected keys {wanted}, got {key!r}")
-        if matched.group(1) not in linears:
-            where = matched.group(1)
-            raise ValueError(f"{path}: {key}: the base has no linear layer {where!r}")
-        own = found.setdefault(matched.group(1), {})
-        if name in own:
+        if layer not in linears:
+            raise ValueError(f"{path}: {key}: the base has no linear layer {layer!r}")
+        if name in layers.setdefault(layer, {}):
             raise ValueError(f"{path}: expected one key for {name!r} of a layer, got {key!r} too")
-        own[name] = array
-    for where, own in found.items():
-        missing = [f"{PREFIX}{where}.{KEYS[name]}" for name in expected if name not in own]
+        layers[layer][name] = array
+    for layer, of_layer in layers.items():
+        missing = [f"{PREFIX}{layer}.{KEYS[name]}" for name in expected if name not in of_layer]
         if missing:
             raise ValueError(f"{path}: expected {missing[0]!r}, got no such key")
-    check_targets(path, config, set(found), linears)
-    return found
+    check_targets(path, config, layers, linears)
+    return layers
 
 
 def _plain(number: float) -> int | float:
