@@ -1,34 +1,43 @@
 """Save and load networks and adapters as safetensors files, whole or not at all.
 
 A file holds the arrays by name, and in its metadata the structure and settings of the layers, a
-SHA-256 of the data, and what a training run needs to go on: moments, step and generator state. An
-adapter's file holds only what was added, and a fingerprint of every base array it relies on.
+SHA-256 of all of this, and what a training run needs to go on: moments, step and generator state.
+An adapter's file holds only what was added, and a fingerprint of every base array it relies on.
+What is accepted to be saved comes back: all of it is put together once before it is written.
 Needs `pip install safetensors`. Nothing is ever unpickled.
+
+Files of format 1, whose SHA-256 covers the arrays alone, are still read; damage to their settings
+is noticed only where these no longer fit. A file of format 2 does not become one by a flipped bit:
+format 1 has its sum inside the settings, where format 2 has none.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import nn
-from .._boundary import finite
-from .._files import digest, write_whole
-from ..nn.layer import Layer, children, own_arrays, parameters, trained
-from .optim import SGD, AdamW, Optimizer
+from .._boundary import Array, finite
+from .._files import FilePath, digest, storable, write_whole
+from ..nn.layer import Layer, parameters, trained
+from .described import (
+    REFUSED,
+    built,
+    by_layer,
+    generator_of,
+    generator_state,
+    migrated,
+    optimizer_of,
+    optimizer_state,
+    structure_of,
+    whole_number,
+)
+from .optim import Optimizer
 
-FORMAT = 1
-KINDS = {
-    kind.__name__: kind
-    for kind in (
-        *(nn.Attention, nn.Dropout, nn.DoRALinear, nn.Embedding, nn.GELU, nn.LayerNorm, nn.Linear),
-        *(nn.LoRALinear, nn.MLP, nn.ReLU, nn.Transformer, nn.Block),
-    )
-}
-OPTIMIZERS = {"AdamW": AdamW, "SGD": SGD}
+FORMAT = 2
+ABOUT, SUM = "minidora", "minidora_sha256"  # keys of a file's metadata
+LOADERS = {"model": "load", "adapter": "load_adapter"}
 
 
 class Checkpoint(NamedTuple):
@@ -40,69 +49,101 @@ class Checkpoint(NamedTuple):
     step: int
 
 
-def save(path, model: Layer, *, optimizer=None, rng=None, step: int = 0) -> None:
+def save(
+    path: FilePath,
+    model: Layer,
+    *,
+    optimizer: Optimizer | None = None,
+    rng: np.random.Generator | None = None,
+    step: int = 0,
+) -> None:
     """Write a whole model, and a training run's state where given.
 
     rng: the generator that goes to the loss, for dropout. Batches from `data.batches` go on by the
     seed they began with and `start=step`, from a generator of their own. The file is written under
-    another name and renamed, so `path` is the old file or the new one.
+    another name and renamed, so `path` is the old file or the new one. Raises ValueError that names
+    the argument for what would not come back, such as layers of classes that are not minidora's,
+    before anything is written.
     """
-    arrays = dict(parameters(model))
-    _write(path, "model", arrays, {"structure": _structure(model)}, optimizer, rng, step)
+    _write(path, {"kind": "model"}, model, parameters(model), optimizer, rng, step)
 
 
-def save_adapter(path, model: Layer, *, optimizer=None, rng=None, step: int = 0) -> None:
-    """Write only what was added to the base: A, B, m, and whatever else trains."""
+def save_adapter(
+    path: FilePath,
+    model: Layer,
+    *,
+    optimizer: Optimizer | None = None,
+    rng: np.random.Generator | None = None,
+    step: int = 0,
+) -> None:
+    """Write only what was added to the base: A, B, m, and whatever else trains; else as `save`."""
     arrays, relies_on, kept = {}, {}, trained(model)
     for name, array in parameters(model).items():
         if name in kept or name.rpartition(".")[2] in ("A", "B", "m"):
             arrays[name] = array
         else:
-            relies_on[_base_name(name)] = digest({"": array})
-    about = {"structure": _structure(model), "relies_on": relies_on}
-    _write(path, "adapter", arrays, about, optimizer, rng, step)
+            relies_on[_base_name(name)] = digest({"": storable(f"model: {name}", array)})
+    about = {"kind": "adapter", "relies_on": relies_on}
+    _write(path, about, model, arrays, optimizer, rng, step)
 
 
-def load(path, *, memory_map: bool = False) -> Checkpoint:
-    """Read what `save` wrote. Raises ValueError that names the file where it is not whole.
+def load(path: FilePath, *, memory_map: bool = False) -> Checkpoint:
+    """Read what `save` wrote; what does not train comes read-only.
 
     memory_map: leave the arrays in the file, read-only, to be read where they are used; the file
-    must then stay as it is, which `verify` checks.
+    must then stay as it is, which `verify` checks. Raises ValueError that names the file where it
+    is not whole.
     """
     about, arrays = _read(path, "model", memory_map)
-    return _checkpoint(path, about, arrays, arrays)
+    loaded = _checkpoint(path, about, arrays, arrays)
+    kept = trained(loaded.model)
+    _freeze({name: a for name, a in parameters(loaded.model).items() if name not in kept})
+    return loaded
 
 
-def verify(path, model: Layer) -> None:
-    """Raise ValueError unless the model's arrays are those that `path` was saved with.
+def verify(path: FilePath, model: Layer) -> None:
+    """Raise ValueError unless the model is, to the bit, the one that `path` was saved with.
 
     For a memory-mapped model, whose arrays change when its file does.
     """
     about, saved = _read(path, "model")
-    own = parameters(model)
-    for name, array in saved.items():
-        if not name.startswith("optimizer/") and not np.array_equal(own.get(name), array):
+    expected = _checkpoint(path, about, saved, saved).model
+    layers, layers_saved = (by_layer(structure_of(each)) for each in (model, expected))
+    for at in layers_saved | layers:
+        if layers_saved.get(at) != layers.get(at):
+            raise ValueError(
+                f"{path}: the model's layer {at!r} is not what this file was saved with"
+            )
+    arrays = parameters(model)
+    for name, array in parameters(expected).items():
+        if digest({"": arrays[name]}) != digest({"": array}):
             raise ValueError(f"{path}: the model's {name!r} is not what this file was saved with")
 
 
-def load_adapter(path, base: Layer) -> Checkpoint:
+def load_adapter(path: FilePath, base: Layer) -> Checkpoint:
     """Read what `save_adapter` wrote, around the arrays of `base`, which are shared and frozen.
 
-    Raises ValueError where `base` is not what the adapter was trained on.
+    Raises ValueError where `base` is not what the adapter was trained on; it is then as it was.
     """
     about, arrays = _read(path, "adapter")
     plain = parameters(base)
     for name, expected in about["relies_on"].items():
         if name not in plain:
             raise ValueError(f"{path}: expected a base with an array {name!r}, got none")
-        if digest({"": plain[name]}) != expected:
+        if digest({"": storable(f"base: {name}", plain[name])}) != expected:
             raise ValueError(f"{path}: this adapter belongs to another base: {name!r} differs")
     whole = dict(arrays)
     for name, array in plain.items():
-        array.flags.writeable = False
         whole.setdefault(name, array)
         whole.setdefault(f"{name.removesuffix('weight')}W0", array)
-    return _checkpoint(path, about, arrays, whole)
+    loaded = _checkpoint(path, about, arrays, whole)
+    _freeze(plain)
+    return loaded
+
+
+def _freeze(arrays: Mapping[str, Array]) -> None:
+    for array in arrays.values():
+        array.flags.writeable = False
 
 
 def _base_name(name: str) -> str:
@@ -110,102 +151,69 @@ def _base_name(name: str) -> str:
     return name[:-2] + "weight" if name == "W0" or name.endswith(".W0") else name
 
 
-def _structure(layer: Layer) -> dict:
-    """A layer as JSON: its type, settings, the names of its arrays, its sub-layers."""
-    own, nested = dict(own_arrays(layer)), dict(children(layer))
-    settings = {}
-    for f in fields(layer):
-        value = getattr(layer, f.name)
-        if not f.init or f.name in own or f.name == "trainable":
-            continue
-        if isinstance(value, str | int | float | None):
-            settings[f.name] = value
-        elif not isinstance(value, Layer | tuple):
-            raise ValueError(
-                f"model: expected settings of {type(layer).__name__} that JSON can hold, got"
-                f" {f.name} = {value!r}"
-            )
-    settings["trainable"] = list(layer.trainable)
-    return {
-        "type": type(layer).__name__,
-        "settings": settings,
-        "arrays": sorted(own),
-        "layers": {name: _structure(child) for name, child in nested.items()},
-    }
-
-
-def _built(structure: Mapping, arrays: Mapping, at: str = "") -> Layer:
-    """The layer that `_structure` described."""
-    kind = KINDS[structure["type"]]
-    values = {**structure["settings"], "trainable": tuple(structure["settings"]["trainable"])}
-    values |= {name: arrays[at + name] for name in structure["arrays"]}
-    tuples: dict[str, list] = {}
-    for name, child in structure["layers"].items():
-        layer = _built(child, arrays, f"{at}{name}.")
-        first, _, index = name.partition(".")
-        if index:
-            tuples.setdefault(first, []).append(layer)
-        else:
-            values[name] = layer
-    return kind(**values, **{name: tuple(found) for name, found in tuples.items()})
-
-
-def _write(path, kind, arrays, about, optimizer, rng, step) -> None:
+def _write(
+    path: FilePath,
+    about: dict[str, Any],
+    model: Layer,
+    arrays: dict[str, Array],
+    optimizer: Optimizer | None,
+    rng: np.random.Generator | None,
+    step: int,
+) -> None:
     from safetensors.numpy import save as to_bytes
 
-    arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
-    about |= {"format": FORMAT, "kind": kind, "step": int(step)}
+    about |= {
+        "format": FORMAT,
+        "step": whole_number("step", step),
+        "structure": structure_of(model),
+    }
+    arrays = dict(arrays)
     if optimizer is not None:
-        about["optimizer"] = _optimizer_settings(optimizer)
-        for slot, found in optimizer.state.items():
-            arrays |= {f"optimizer/{slot}/{name}": a for name, a in found.items()}
+        about["optimizer"] = optimizer_state(optimizer)
+        for slot, moments in optimizer.state.items():
+            arrays |= {f"optimizer/{slot}/{name}": a for name, a in moments.items()}
     if rng is not None:
-        about["rng"] = _plain_state(rng)
-    about["sha256"] = digest(arrays)
-    data = to_bytes(arrays, metadata={"minidora": json.dumps(about)})
-    write_whole(path, data)
-
-
-def _plain_state(rng: np.random.Generator) -> dict:
-    """The state of a generator, as JSON can hold it."""
-    state = rng.bit_generator.state
+        about["rng"] = generator_state(rng)
+    arrays = {name: storable(name, a) for name, a in arrays.items()}
     try:
-        json.dumps(state)
-    except TypeError:
-        raise ValueError(
-            "rng: expected a generator such as np.random.default_rng(seed), got one of"
-            f" {state['bit_generator']}, whose state JSON cannot hold"
-        ) from None
-    return state
+        text = json.dumps(about)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected settings that JSON can hold: {error}") from None
+    _checkpoint(path, json.loads(text), arrays, parameters(model) | arrays)  # it will come back
+    write_whole(path, to_bytes(arrays, metadata={ABOUT: text, SUM: digest(arrays, text)}))
 
 
-def _optimizer_settings(optimizer: Optimizer) -> dict:
-    own = {k: v for k, v in vars(optimizer).items() if k not in ("state", "steps")}
-    return {"type": type(optimizer).__name__, "steps": optimizer.steps, "settings": own}
-
-
-def _mapped(path: Path) -> dict[str, np.ndarray]:
+def _mapped(path: Path) -> dict[str, Array]:
     """The arrays of a safetensors file, left in it: 8 bytes of length, a JSON header, the data."""
     dtypes = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    return {
-        name: np.memmap(
-            path, dtypes[a["dtype"]], "r", 8 + length + a["data_offsets"][0], tuple(a["shape"])
+    arrays = {}
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        if tensor["dtype"] not in dtypes:
+            raise ValueError(f"{name}: expected floating numbers, got {tensor['dtype']}")
+        dtype, shape = np.dtype(dtypes[tensor["dtype"]]), tuple(tensor["shape"])
+        start, end = (8 + length + offset for offset in tensor["data_offsets"])
+        empty = start == end  # which no system maps
+        arrays[name] = (
+            np.empty(shape, dtype) if empty else np.memmap(path, dtype, "r", start, shape)
         )
-        for name, a in header.items()
-        if name != "__metadata__"
-    }
+    return arrays
 
 
-def _read(path, kind: str, memory_map: bool = False) -> tuple[dict, dict]:
+def _read(
+    path: FilePath, kind: str, memory_map: bool = False
+) -> tuple[dict[str, Any], dict[str, Array]]:
     """(what the metadata say, the arrays), checked; ValueError names the file."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a checkpoint, got no such file")
+    unreadable: tuple[type[Exception], ...] = (SafetensorError, OSError, *REFUSED)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -213,49 +221,50 @@ def _read(path, kind: str, memory_map: bool = False) -> tuple[dict, dict]:
                 arrays = _mapped(path)
             else:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, TypeError, OSError) as error:
+    except unreadable as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
-    if "minidora" not in metadata:
+    if ABOUT not in metadata:
         raise ValueError(f"{path}: a safetensors file, but not one that minidora wrote")
+    text = metadata[ABOUT]
     try:
-        about = json.loads(metadata["minidora"])
-        version, found, sha = about["format"], about["kind"], about["sha256"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        about = json.loads(text)
+        version, kind_saved = about["format"], about["kind"]
+        if version == 1:
+            expected, got = about["sha256"], digest(arrays)
+        else:
+            expected, got = metadata.get(SUM), digest(arrays, text)
+    except REFUSED as error:
         raise ValueError(f"{path}: its metadata are damaged: {error!r}") from error
-    if version != FORMAT:
-        raise ValueError(f"{path}: expected format {FORMAT}, got {version!r}")
-    if found != kind:
-        other = {"model": "load", "adapter": "load_adapter"}.get(found, "?")
-        raise ValueError(f"{path}: expected a file of kind {kind!r}, got {found!r}; use {other}")
-    if digest(arrays) != sha:
+    if version not in (1, FORMAT):
+        raise ValueError(f"{path}: expected format 1 or {FORMAT}, got {version!r}")
+    if got != expected:
         raise ValueError(f"{path}: its data do not have the SHA-256 they were saved with")
+    if kind_saved != kind:
+        other = next((load for saved, load in LOADERS.items() if saved == kind_saved), "?")
+        raise ValueError(
+            f"{path}: expected a file of kind {kind!r}, got {kind_saved!r}; use {other}"
+        )
+    if kind == "adapter" and not isinstance(about.get("relies_on"), dict):
+        raise ValueError(f"{path}: its metadata are damaged: no 'relies_on'")
     return about, arrays
 
 
-def _checkpoint(path, about: dict, arrays: dict, whole: dict) -> Checkpoint:
-    """Put the parts together; ValueError names the file where they do not fit."""
+def _checkpoint(
+    path: FilePath, about: dict[str, Any], arrays: Mapping[str, Array], whole: dict[str, Array]
+) -> Checkpoint:
+    """Put the parts together; ValueError names the file where they do not fit.
+
+    arrays: what the file holds. whole: with what the base gives.
+    """
     try:
         for name, array in arrays.items():
             finite(name, array)
-        model = _built(about["structure"], whole)
+        model = built(migrated(about["structure"], whole), whole)
         optimizer = rng = None
         if "optimizer" in about:
-            optimizer = _optimizer(about["optimizer"], arrays)
+            optimizer = optimizer_of(about["optimizer"], arrays)
         if "rng" in about:
-            rng = np.random.Generator(getattr(np.random, about["rng"]["bit_generator"])())
-            rng.bit_generator.state = about["rng"]
-        return Checkpoint(model, optimizer, rng, int(about["step"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+            rng = generator_of(about["rng"])
+        return Checkpoint(model, optimizer, rng, whole_number("step", about["step"]))
+    except REFUSED as error:
         raise ValueError(f"{path}: it cannot be put together: {error!r}") from error
-
-
-def _optimizer(about: dict, arrays: dict) -> Optimizer:
-    optimizer = OPTIMIZERS[about["type"]]()
-    for name, value in about["settings"].items():
-        setattr(optimizer, name, tuple(value) if isinstance(value, list) else value)
-    optimizer.steps = about["steps"]
-    for slot in optimizer.slots:
-        prefix = f"optimizer/{slot}/"
-        found = {n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)}
-        optimizer.state[slot] = {name: a.copy() for name, a in found.items()}
-    return optimizer
