@@ -1,5 +1,6 @@
 """The stress command at a small budget, and that it would notice."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ pytest.importorskip("hypothesis", reason="needs hypothesis: pip install hypothes
 
 from minidora.peft import format
 from minidora.training import checkpoint
-from tests.stress import corrupt, faults, fuzz
+from tests.stress import corrupt, faults, flips, fuzz
 from tests.stress.__main__ import FAULTS, main
 from tests.stress.outcome import Outcome
 
@@ -25,24 +26,31 @@ def test_nothing_corrupted_is_accepted(name, capsys):
     assert main([name, "--quick"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("seed 0\n") and "WRONG" not in out
-    assert f": {FAULTS[name][2]}: " in out
+    assert f": {FAULTS[name].few}: " in out
+
+
+def test_a_flipped_bit_is_refused_by_name_or_changes_nothing(capsys):
+    """Some of them; the command tries all."""
+    assert main(["flips", "--quick"]) == 0
+    out = capsys.readouterr().out
+    assert "flipped bits: 1250: 0 accepted, differing, 0 crashed" in out and "WRONG" not in out
 
 
 @posix
-@pytest.mark.parametrize("name", ["kills", "disks", "ports"])
+@pytest.mark.parametrize("name", ["kills", "races", "disks", "ports"])
 def test_nothing_is_lost(name, capsys):
     assert main([name, "--quick", "--seed", "3"]) == 0
     assert "WRONG" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [(["floods"], "expected names among kills"), (["--seed", "-1"], "expected 0 or more, got -1")],
 )
-def test_bad_boundary(arguments, said, capsys):
+def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
-    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_the_experiments_are_left_out_of_the_quick_run(capsys):
@@ -50,7 +58,65 @@ def test_the_experiments_are_left_out_of_the_quick_run(capsys):
     assert "experiments: left out" in capsys.readouterr().out
 
 
+def test_what_is_missing_is_named_with_the_command_that_installs_it(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    hidden = ("safetensors", "hypothesis")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in hidden else find(n))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fuzz"])
+    error = "python -m tests.stress: missing packages: pip install hypothesis safetensors\n"
+    assert stopped.value.code == 2 and capsys.readouterr().err == error
+    monkeypatch.setitem(FAULTS, "ports", FAULTS["ports"]._replace(run=lambda *_: Outcome("none")))
+    assert main(["ports"]) == 0
+
+
+def test_stopping_it_is_one_line(monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(FAULTS, "ports", FAULTS["ports"]._replace(run=stopped, posix=False))
+    assert main(["ports"]) == 130
+    assert capsys.readouterr().err == "python -m tests.stress: stopped\n"
+
+
 # that it would notice
+
+
+def test_flips_tell_differing_files_and_crashes_from_good_ones(tmp_path):
+    file, (_, run) = tmp_path / "x", flips.training()
+    file.write_bytes(b"\0")
+    other = run._replace(step=8)
+    for load, kind in (
+        (lambda: run, flips.SAME),
+        (lambda: other, flips.DIFFERING),
+        (raising(KeyError("x")), flips.CRASHED),
+        (raising(ValueError("nameless")), flips.CRASHED),
+        (raising(ValueError(f"{file}: no")), flips.REFUSED),
+    ):
+        outcome = Outcome("x")
+        flips.flip_bits(outcome, file, load, run, 8, np.random.default_rng(0))
+        assert outcome.counts == {kind: 8} and file.read_bytes() == b"\0"
+        assert bool(outcome.bad) == (kind in (flips.DIFFERING, flips.CRASHED))
+
+
+@pytest.mark.parametrize("change", ["optimizer", "moments", "rng", "scale", "array", "trainable"])
+def test_flips_see_every_part_of_a_checkpoint(change):
+    (_, run), (_, other) = flips.training(), flips.training()
+    assert flips.same(run, other)
+    layer = other.model.layers[0]
+    if change == "optimizer":
+        other.optimizer.rates["*.B"] = 3
+    elif change == "moments":
+        other.optimizer.state["first"]["layers.0.m"][0] += 1
+    elif change == "rng":
+        other.rng.random()
+    elif change == "scale":
+        layer.scale += 1
+    elif change == "array":
+        layer.m[0] *= -1
+    else:
+        layer.trainable = ("A",)
+    assert not flips.same(run, other)
 
 
 def outcome_of(loaded, size=10**6):
@@ -87,10 +153,10 @@ def test_the_judge_counts_memory():
 
 def test_a_loader_without_its_checksum_is_caught(monkeypatch):
     """The sums of the adapter folder, and of the checkpoint, switched off."""
-    monkeypatch.setattr(format, "_check_sums", lambda *_: None)
+    monkeypatch.setattr(format, "_checked", lambda folder, text, *_: text)
     assert any("not what was saved" in bad for bad in corrupt.adapters(200, 0).bad)
     wanted = {}
-    monkeypatch.setattr(checkpoint, "digest", lambda arrays: wanted.setdefault("sum", "same"))
+    monkeypatch.setattr(checkpoint, "digest", lambda *_: wanted.setdefault("sum", "same"))
     assert any("not what was saved" in bad for bad in corrupt.checkpoints(200, 0).bad)
 
 
@@ -100,17 +166,17 @@ def test_a_save_that_is_not_whole_is_caught(tmp_path):
     checkpoint.save(path, faults.filled(1))
     path.write_bytes(path.read_bytes()[:5000])
     outcome = Outcome("x")
-    faults._judge_killed(outcome, "one", path, "checkpoint")
+    faults.judge_killed(outcome, "one", path, "checkpoint")
     assert outcome.bad
     mixed = faults.filled(1)
     mixed.layers[0].A[...] = 2
     checkpoint.save(path, mixed)
     outcome = Outcome("x")
-    faults._judge_killed(outcome, "one", path, "checkpoint")
+    faults.judge_killed(outcome, "one", path, "checkpoint")
     assert "a mixture of" in outcome.bad[0]
     checkpoint.save(path, faults.filled(2))  # a full disk must have left the first
     outcome = Outcome("x")
-    faults._judge_killed(outcome, "one", path, "checkpoint", 1.0)
+    faults.judge_killed(outcome, "one", path, "checkpoint", 1.0)
     assert outcome.bad
 
 

@@ -54,32 +54,32 @@ def measured(load: Callable[[], object]) -> tuple[object, int]:
     """What `load` gives or raises, and the most memory Python and NumPy took meanwhile."""
     tracemalloc.start()
     try:
-        found: object = load()
+        loaded: object = load()
     except Exception as error:  # the judge says whether it is one that is allowed
-        found = error
+        loaded = error
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return found, peak
+    return loaded, peak
 
 
-def judge(outcome: Outcome, what: str, load, same, sizes: int, names: tuple[str, ...]) -> None:
+def judge(outcome: Outcome, event: str, load, same, sizes: int, names: tuple[str, ...]) -> None:
     """Load once and say whether what comes of it is allowed."""
-    found, peak = measured(load)
+    loaded, peak = measured(load)
     outcome.most = max(outcome.most, max(0, peak - SLACK) / max(sizes, 1))
     if peak > 2 * sizes + SLACK:
-        outcome.wrong(f"{what}: {peak} bytes for a file of {sizes}")
-    elif isinstance(found, ValueError | FileNotFoundError):
-        named = any(name in str(found) for name in names)
+        outcome.wrong(f"{event}: {peak} bytes for a file of {sizes}")
+    elif isinstance(loaded, ValueError | FileNotFoundError):
+        named = any(name in str(loaded) for name in names)
         if named:
             outcome.saw("refused, naming the file")
         else:
-            outcome.wrong(f"{what}: an error that does not name the file: {found}")
-    elif isinstance(found, Exception):
-        outcome.wrong(f"{what}: {type(found).__name__}: {found}")
-    elif same(found):
+            outcome.wrong(f"{event}: an error that does not name the file: {loaded}")
+    elif isinstance(loaded, Exception):
+        outcome.wrong(f"{event}: {type(loaded).__name__}: {loaded}")
+    elif same(loaded):
         outcome.saw("loaded as it was")
     else:
-        outcome.wrong(f"{what}: accepted, and it is not what was saved")
+        outcome.wrong(f"{event}: accepted, and it is not what was saved")
 
 
 def model(seed: int):
@@ -133,9 +133,9 @@ def checkpoints(count: int, seed: int) -> Outcome:
             path = (whole, adapter)[i % 2]
             kind, data = corrupted(good[path], rng, other.read_bytes())
             path.write_bytes(data)
-            what = f"checkpoint {i}, {kind}"
+            event = f"checkpoint {i}, {kind}"
             names = (str(path),)
-            judge(outcome, what, loads[path], lambda m: equal(m, adapted), len(data), names)
+            judge(outcome, event, loads[path], lambda m: equal(m, adapted), len(data), names)
     return outcome
 
 
@@ -144,8 +144,8 @@ def adapters(count: int, seed: int) -> Outcome:
     outcome, rng = Outcome("corrupted adapter folders"), np.random.default_rng(seed)
     base, adapted = model(0)
     _, another = model(1)
-    with tempfile.TemporaryDirectory() as where:
-        folder, other = Path(where) / "adapter", Path(where) / "other"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, other = Path(temporary) / "adapter", Path(temporary) / "other"
         peft.save_adapter(folder, adapted)
         peft.save_adapter(other, another)
         files = sorted(path.name for path in folder.iterdir())
@@ -162,7 +162,7 @@ def adapters(count: int, seed: int) -> Outcome:
                 kind, data = corrupted(good[name], rng, (other / name).read_bytes())
                 (folder / name).write_bytes(data)
             size = sum(path.stat().st_size for path in folder.iterdir())
-            what = f"adapter {i}, {name}, {kind}"
+            event = f"adapter {i}, {name}, {kind}"
             load = lambda: peft.load_adapter(folder, base)  # noqa: E731
-            judge(outcome, what, load, lambda m: equal(m, expected), size, (str(folder),))
+            judge(outcome, event, load, lambda m: equal(m, expected), size, (str(folder),))
     return outcome

@@ -35,14 +35,14 @@ def try_loaders(folder: Path, data: bytes, base) -> str:
     results.mkdir(exist_ok=True)
     (results / "implementation.json").write_bytes(b'{"alternatives": {}}')
     (results / "one.json").write_bytes(data)
-    for name, what, path in (
+    for name, load_it, path in (
         ("load", lambda: checkpoint.load(file), file),
         ("load_adapter", lambda: checkpoint.load_adapter(file, base), file),
         ("peft.load_adapter", lambda: peft.load_adapter(adapter, base), adapter),
         ("kit.Results", lambda: Results(results), results),
     ):
         try:
-            what()
+            load_it()
         except ValueError as error:
             if str(path) not in str(error):
                 raise AssertionError(
@@ -89,7 +89,7 @@ def loaders(count: int, seed: int) -> Outcome:
     from hypothesis import seed as seeded
 
     outcome, (base, _) = Outcome("fuzzed loaders"), model(0)
-    with tempfile.TemporaryDirectory() as where:
+    with tempfile.TemporaryDirectory() as temporary:
 
         @seeded(seed)
         @settings(
@@ -99,7 +99,7 @@ def loaders(count: int, seed: int) -> Outcome:
         @given(bytes_to_try())
         def attempt(data):
             try:
-                refused = try_loaders(Path(where), data, base)
+                refused = try_loaders(Path(temporary), data, base)
             except Exception as error:
                 outcome.wrong(f"{data!r}: {type(error).__name__}: {error}")
             else:
@@ -185,13 +185,13 @@ def main() -> None:
     import atheris
 
     base, _ = model(0)
-    where = Path(tempfile.mkdtemp())
+    temporary = Path(tempfile.mkdtemp())
 
-    def one(data: bytes) -> None:
-        try_loaders(where, data, base)
+    def attempt(data: bytes) -> None:
+        try_loaders(temporary, data, base)
 
     atheris.instrument_all()
-    atheris.Setup(sys.argv, one)
+    atheris.Setup(sys.argv, attempt)
     atheris.Fuzz()
 
 
