@@ -197,7 +197,7 @@ def _mapped(path: Path) -> dict[str, Array]:
             raise ValueError(f"{name}: expected floating numbers, got {tensor['dtype']}")
         dtype, shape = np.dtype(dtypes[tensor["dtype"]]), tuple(tensor["shape"])
         start, end = (8 + length + offset for offset in tensor["data_offsets"])
-        empty = start == end  # which no system maps
+        empty = start == end  # older NumPy maps nothing at the start of a page
         arrays[name] = (
             np.empty(shape, dtype) if empty else np.memmap(path, dtype, "r", start, shape)
         )
