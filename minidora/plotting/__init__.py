@@ -1,23 +1,26 @@
 """Every figure of the lessons. Takes plain arrays, returns a matplotlib Figure, computes nothing.
 
 `style` has the colours, `basics` arrows, pictures, bars, curves and points, `movement` magnitude
-against direction, `conformance` what the kit found.
+against direction, `decay` its slopes, `conformance` what the kit found.
 """
 
 from .basics import bars, curves, plane, scatter, tangent_plane, templates
 from .conformance import errors_by_case
+from .decay import collapse, slopes
 from .movement import growth, intervals, layer_bars, magnitude_direction, within_matrix
-from .style import BLUE, GREEN, GREY, MARKERS, ORANGE, PALETTE, PURPLE
+from .style import BLUE, GREEN, GREY, MARKERS, METHOD_COLORS, ORANGE, PALETTE, PURPLE
 
 __all__ = [
     "BLUE",
     "GREEN",
     "GREY",
     "MARKERS",
+    "METHOD_COLORS",
     "ORANGE",
     "PALETTE",
     "PURPLE",
     "bars",
+    "collapse",
     "curves",
     "errors_by_case",
     "growth",
@@ -26,6 +29,7 @@ __all__ = [
     "magnitude_direction",
     "plane",
     "scatter",
+    "slopes",
     "tangent_plane",
     "templates",
     "within_matrix",

@@ -13,6 +13,14 @@ from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", GREY)
+METHOD_COLORS = {  # one colour a method, in every figure
+    "FT": ORANGE,
+    "FT of q and v": "#E69F00",
+    "LoRA": BLUE,
+    "LoRA, decaying base": "#56B4E9",
+    "DoRA": GREEN,
+    "DoRA detached": PURPLE,
+}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLE = {
     "figure.facecolor": "white",
