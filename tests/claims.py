@@ -69,13 +69,6 @@ def pooled(method: str, layers: str) -> dict:
     return summary("figure2")["runs"][f"transformer {method}"]["layers"][layers]["pooled"]
 
 
-def correlation(method: str, name: str, paper: str, sign: int) -> list[str]:
-    """Figure 2, the sign of one method's correlation."""
-    intervals = [of(pooled(method, layers)["r"]) for layers in "qv"]
-    here = ", ".join(f"{q} {shown(i, 2)}" for q, i in zip("qv", intervals, strict=True))
-    return [f"figure 2, correlation of ΔM with ΔD: {name}", paper, here, verdict(intervals, sign)]
-
-
 def order() -> list[str]:
     """Figure 2: LoRA above DoRA above full fine-tuning."""
     pairs = [("LoRA", "DoRA"), ("LoRA", "FT"), ("DoRA", "FT"), ("LoRA", "FT of q and v")]
@@ -216,10 +209,10 @@ def memory() -> list[str]:
 @block(f"{RESULTS}/claims.md")
 def claims() -> str:
     """Every claim with its verdict."""
+    from slopes import PAPER, under_decay
+
     rows = [
-        correlation("LoRA", "LoRA", "+0.83", 1),
-        correlation("FT", "full fine-tuning", "−0.62", -1),
-        correlation("DoRA", "DoRA", "−0.31", -1),
+        *[row for method in PAPER for row in under_decay(method)],
         *[row() for row in (order, nearer, samples, ranks, half_rank, table_6, detached, memory)],
         *[row() for row in (covariance, larger_gradient, stability)],
     ]

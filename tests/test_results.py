@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("scipy", reason="needs SciPy: pip install .[lessons]")
 import claims
 import pages
+import slopes  # noqa: F401  registers its blocks
 
 ROOT = Path(__file__).parent.parent
 MARKED = re.compile(r"<!-- block: (\w+) -->\n.*?<!-- end -->", re.S)

@@ -5,12 +5,15 @@ from argparse import Namespace
 from pathlib import Path
 
 from .. import _command, training
-from . import tensor_parallel
+from . import tensor_parallel, untrained
 from .registry import EXPERIMENTS
 from .store import read, run, table
 from .verify import verify
 
-PAGES = {"tensor_parallel": tensor_parallel.page}  # counted, so that they need no file
+PAGES = {
+    "tensor_parallel": tensor_parallel.page,
+    "untrained": untrained.page,
+}  # counted, so that they need no file
 
 PACKAGES = ("tqdm", "safetensors", "sklearn")  # that training the networks takes
 
@@ -39,6 +42,10 @@ def add_arguments(experiments: _command.Parser) -> None:
     running.add_argument("--short", action="store_true", help="few steps, one seed (figure2)")
     showing = add("table", "print a file's summary as Markdown", "figure2.json", show_table)
     showing.add_argument("file", metavar="FILE", help=f"of results, or {', '.join(PAGES)}")
+    purpose = "draw the figures of the experiments on decay, from a folder of results"
+    drawing = add("draw", purpose, "lessons/results --out lessons/figures", draw_figures)
+    drawing.add_argument("folder", type=Path, metavar="FOLDER", help="that holds decay*.json")
+    drawing.add_argument("--out", type=Path, metavar="FOLDER", default=Path(), help="default: here")
     purpose = "run one seed of a file anew, and compare every figure"
     checking = add("verify", purpose, "figure2.json --seed 0", verify_file)
     checking.add_argument("file", type=Path, metavar="FILE", help="of results")
@@ -67,6 +74,27 @@ def show_table(arguments: Namespace) -> int:
     """Print the table of a file, or a page."""
     page = PAGES.get(arguments.file)
     print(page().rstrip("\n") if page else table(read(Path(arguments.file))))
+    return 0
+
+
+def draw_figures(arguments: Namespace) -> int:
+    """Write slopes.png and collapse.png, and say where."""
+    _command.require("matplotlib")
+    from .. import plotting
+    from . import decay_figures
+
+    if not arguments.out.is_dir():
+        raise ValueError(f"--out: expected a folder that exists, got {arguments.out}")
+    names = ("decay", "decay_interventions")
+    decay, interventions = (read(arguments.folder / f"{name}.json") for name in names)
+    figures = {
+        "slopes": plotting.slopes(decay_figures.panels(decay)),
+        "collapse": plotting.collapse(*decay_figures.collapsed(decay, interventions)),
+    }
+    for name, figure in figures.items():
+        path = arguments.out / f"{name}.png"
+        figure.savefig(path, dpi=100, metadata={"Software": None})
+        print(path)
     return 0
 
 
