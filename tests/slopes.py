@@ -45,54 +45,35 @@ def slopes_headline() -> str:
     return table(["claim", "paper", "here, 8 seeds", "verdict"], rows, "---")
 
 
+def table_of(experiment: str) -> str:
+    """An experiment's own table."""
+    from minidora.experiments.registry import EXPERIMENTS
+
+    return EXPERIMENTS[experiment].table(summary(experiment))
+
+
 @block(PAGE)
 def slopes_grid() -> str:
     """The whole grid."""
-    from minidora.experiments import decay
-
-    return decay.table(summary("decay"))
+    return table_of("decay")
 
 
 @block(PAGE)
 def slopes_interventions() -> str:
     """Each intervention with its prediction."""
-    words = {"+": "above zero", "-": "below zero", "+0": "not below zero"}
-    rows, right = [], 0
-    for name, run in summary("decay_interventions").items():
-        verdicts = [run["right"][label] for label in "qv"]
-        right += sum(verdicts)
-        law = " / ".join(f"{run['layers'][q]['predicted']['pooled']['mean']:+.2f}" for q in "qv")
-        said = " / ".join("right" if r else "wrong" for r in verdicts)
-        r = both(pooled("decay_interventions", name))
-        rows.append([name, words[run["predicted"]], r, said, law.replace("-", "−")])
-    head = ["intervention, norms spread by 2", "predicted", "measured", "verdict", "r by the law"]
-    return f"{right} of {2 * len(rows)} predictions came true.\n\n{table(head, rows, '---')}"
+    runs = summary("decay_interventions").values()
+    verdicts = [run["right"][label] for run in runs for label in run["layers"]]
+    came_true = f"{sum(verdicts)} of {len(verdicts)} predictions came true."
+    return f"{came_true}\n\n{table_of('decay_interventions')}"
 
 
 @block(PAGE)
 def slopes_checks() -> str:
     """Pretraining, rates, the digits, columns and flipped vectors."""
-    rows = []
-    for name, run in summary("decay_checks").items():
-        layers = run["layers"].values()
-        cells = (
-            [shown(of(la["measured"]["pooled"]), 2) for la in layers],
-            [shown(of(la["columns"]), 2) for la in layers],
-            [f"{100 * la['flipped'] / la['of']:.0f} %" for la in layers],
-            [f"{la['dD']:.2g}, {la['dD of the rest']:.2g}" for la in layers],
-        )
-        rows.append([name, *map(" / ".join, cells), f"{run['loss']['mean']:.3f}"])
-    head = ["run: q / v, or hidden layers", "r along rows", "r along columns", "flipped"]
-    return table([*head, "ΔD, and of the rest", "test loss"], rows, "---")
+    return table_of("decay_checks")
 
 
 @block(PAGE)
 def slopes_practice() -> str:
     """The loss of DoRA with m decayed and not."""
-    rows = []
-    for name, row in summary("decay_practice").items():
-        if "difference" in row:
-            losses = [f"{row[key]['mean']:.4f}" for key in ("decayed", "spared")]
-            rows.append([name, *losses, shown(of(row["difference"]), 4)])
-    head = ["network, rate, Λ", "loss, m decayed", "m spared", "decayed less spared, within seeds"]
-    return table(head, rows)
+    return table_of("decay_practice")

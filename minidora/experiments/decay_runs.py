@@ -98,22 +98,23 @@ def sign(of: dict[str, Any]) -> str:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """A row for each run and selection: r pooled, last, within, predicted; Λ, ΔD, flips, loss."""
+    """A row for each run and selection of layers: correlations along rows, columns, by the law."""
     rows = []
     for name, run in summary.items():
         for label, layers in run.get("layers", {}).items():
-            measured, predicted = layers["measured"], layers["predicted"]
+            measured, law = layers["measured"], layers["predicted"]
             rows.append(
                 [
                     f"{name}: {label}",
                     *(shown(measured[way]) for way in WAYS),
-                    *(f"{predicted[way]['mean']:.2f}" for way in WAYS[:1]),
-                    f"{layers['signed']['pooled']['mean']:.2f}",
-                    f"{layers['pull']:.3g}",
+                    shown(layers["columns"]),
+                    f"{law['pooled']['mean']:.2f}",
+                    f"{layers['pull']:.2g}",
                     f"{layers['dD']:.2g}",
                     f"{100 * layers['flipped'] / layers['of']:.0f} %",
+                    f"{layers['dD of the rest']:.2g}",
                     shown(run["loss"], 3),
                 ]
             )
-    head = ["run: layers", *WAYS, "predicted", "signed", "Λ", "ΔD", "flipped", "test loss"]
-    return markdown(head, rows)
+    head = ["run: layers", *WAYS, "pooled, columns", "pooled, by the law", "Λ", "ΔD", "flipped"]
+    return markdown([*head, "ΔD of the rest", "test loss"], rows)
