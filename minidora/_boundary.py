@@ -124,7 +124,7 @@ class Weights(NamedTuple):
     W0: Array  # (d_out, d_in)
     A: Array  # (r, d_in)
     B: Array  # (d_out, r)
-    m: Array | None  # beside V: (d_out, 1) or (1, d_in); None for LoRA
+    m: Any  # an Array beside V, (d_out, 1) or (1, d_in); None for LoRA
     scale: float
     axis: int  # that a norm sums over: 1, the inputs ("per_output"), or 0, the outputs
     eps: float
@@ -151,7 +151,7 @@ class Edge:
         dy = shaped("dy", dy, shape, "the shape of y")
         return cast(dy.reshape(-1, shape[-1]), self.compute)
 
-    def leave(self, **results: Array | None) -> list[Array | None]:
+    def leave(self, **results: Array | None) -> list[Any]:
         """Each result in the shape and dtype of the array it belongs to: y, dx (x's), dA (A's)."""
         return [self._back(name.removeprefix("d"), array) for name, array in results.items()]
 

@@ -154,7 +154,8 @@ def init(
     of W0 starts with m / c = 1 and can learn. Raises ValueError for NaN or infinity in W0.
     """
     W0 = finite("W0", floating("W0", W0, ndim=2))
-    A, B = lora.init(*W0.shape, rank, rng, W0.dtype)
+    d_out, d_in = W0.shape
+    A, B = lora.init(d_out, d_in, rank, rng, W0.dtype)
     return A, B, norms(W0, norm_axis, eps)
 
 

@@ -74,11 +74,11 @@ def dora_forward(
     if (lengths != 1).any():
         layer = layer._replace(A=layer.A / lengths[:, None], B=layer.B * lengths)
     forward = _forward_per_output if layer.axis == 1 else _forward_per_input
-    y, *kept = forward(rows, layer, W0_sq)
+    y, c, g, h, kept, V_small = forward(rows, layer, W0_sq)
     if rows.bias is not None:
         y += rows.bias
     (y,) = edge.leave(y=y)
-    return y, FactoredCache(rows, layer, *kept, lengths, edge)
+    return y, FactoredCache(rows, layer, c, g, h, kept, V_small, lengths, edge)
 
 
 def dora_backward(dy: ArrayLike, cache: FactoredCache, *, norm_grad: str = "exact") -> DoRAGrads:
@@ -106,7 +106,7 @@ def _forward_per_output(rows: Rows, layer: Weights, W0_sq: Array) -> tuple[Array
         z, WA = xm @ W0.T, W0 @ A.T
     # V @ A.T, where V = W0 + s * B @ A
     AA = A @ A.T  # (r, r)
-    BAA = s * B @ AA  # (d_out, r)
+    BAA: Array = s * B @ AA  # (d_out, r)
     # ‖V‖² = ‖W0‖² + 2 <W0, s B A> + ‖s B A‖², row by row
     cross, update_sq = s * _sum("or,or->o", B, WA), s * _sum("or,or->o", B, BAA)
     if _cancelled(s * s * (B * B) @ AA.diagonal(), update_sq):
@@ -164,7 +164,7 @@ def _forward_per_input(rows: Rows, layer: Weights, W0_sq: Array) -> tuple[Array,
     xm = x if mask is None else x * mask
     # B.T @ V, where V = W0 + s * B @ A
     BW, BB = B.T @ W0, B.T @ B  # (r, d_in), (r, r)
-    BBA = s * BB @ A  # (r, d_in)
+    BBA: Array = s * BB @ A  # (r, d_in)
     # ‖V‖² = ‖W0‖² + 2 <W0, s B A> + ‖s B A‖², column by column
     cross, update_sq = s * _sum("ri,ri->i", A, BW), s * _sum("ri,ri->i", A, BBA)
     if _cancelled(s * s * BB.diagonal() @ (A * A), update_sq):

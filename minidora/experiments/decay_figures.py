@@ -10,7 +10,7 @@ from .law import SELECTIONS
 
 QUERY = SELECTIONS["transformer"]["q"]
 PAPER = {"FT": -0.62, "LoRA": 0.83, "DoRA": -0.31}
-SETTINGS = {
+SETTINGS: dict[str, dict[str, tuple[float, float]]] = {
     # what the paper's set-up has is decay and norms that differ; RESEARCH says how much
     "no decay, norms as pretrained": {"FT": (0, 1), "LoRA": (0, 1), "DoRA": (0, 1)},
     "decay, unequal norms": {"FT": (0.03, 2), "LoRA": (0.3, 2), "DoRA": (0.3, 2)},

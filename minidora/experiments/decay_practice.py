@@ -38,7 +38,7 @@ def configuration() -> Settings:
 def summary(config: Settings, seeds: Seeds) -> dict[str, Any]:
     """For each network, rate and Λ: both losses, and the loss with m decayed less that without."""
 
-    def losses(name: str) -> np.ndarray:
+    def losses(name: str) -> Any:
         return np.array([figures["test"]["loss"] for figures in of(seeds, name)])
 
     rows = {}

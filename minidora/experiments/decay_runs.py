@@ -1,5 +1,6 @@
 """What the experiments on weight decay share: their runs, summary and table."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def _of_a_run(figures: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def student(values: list[float | None]) -> dict[str, Any]:
+def student(values: Iterable[float | None]) -> dict[str, Any]:
     """A mean over seeds with Student's interval, as JSON."""
     return student_mean([np.nan if value is None else value for value in values])._asdict()
 

@@ -61,8 +61,10 @@ def measure(network: Settings, settings: Settings, seed: int, folder: Path | Non
     if "watch" in settings:
         result["end"] = watched(model, on, settings["watch"])
     if recording and settings.get("law"):
-        about = (network["tune_steps"], settings, rng, result.get("pulled"))
-        result |= held_against_the_law(recording, *columns, base, model, *about)
+        (across,), steps = columns, network["tune_steps"]
+        result |= held_against_the_law(
+            recording, across, base, model, steps, settings, rng, result.get("pulled")
+        )
     elif recording:
         result["recording"] = described(recording, vectors=settings.get("vectors", False))
         result["recording"]["choose_loss"] = list(history.evaluations.values())

@@ -18,8 +18,7 @@ def last(norms: np.ndarray, u: float, decay: float, d: int, over: str) -> tuple[
         correlations_of(untrained(norms, [u], [1 - np.exp(-decay)], d, rng)) for _ in range(DRAWS)
     )
     mean = mean_correlations(draws)
-    at = ("pooled", "last", "within").index(over)
-    return mean[at], mean.sd[at]
+    return getattr(mean, over), mean.sd[mean._fields.index(over)]
 
 
 def _row(label: str, norms: np.ndarray, u: float, d: int, over: str) -> list[str]:

@@ -80,7 +80,8 @@ def built(structure: Mapping[str, Any], arrays: Mapping[str, Array], at: str = "
             tuples.setdefault(first, []).append(layer)
         else:
             values[name] = layer
-    return kind(**values, **{name: tuple(layers) for name, layers in tuples.items()})
+    values |= {name: tuple(layers) for name, layers in tuples.items()}
+    return kind(**values)
 
 
 def migrated(structure: dict[str, Any], whole: dict[str, Array], at: str = "") -> dict[str, Any]:
