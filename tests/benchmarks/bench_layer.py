@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kept import kept_elements
 from peft import LoraConfig, get_peft_model
 from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
@@ -178,23 +179,7 @@ def kept_by_torch(use_dora, n=512, d=1024, r=16):
     """Elements PEFT's layer keeps for backward beyond x and the parameters, in units of n * d."""
     x, _, W0, A, B, m = arguments(d, d, n, r)
     layer, tx = peft_layer(W0, A, B, m, use_dora), torch.from_numpy(x).requires_grad_()
-    return kept_by(lambda: layer(tx), (tx, *layer.parameters())) / (n * d)
-
-
-def kept_by(function, tensors):
-    """Elements that autograd keeps for the backward of function() beside some tensors' own."""
-    own = {t.untyped_storage().data_ptr() for t in tensors}
-    kept = {}
-
-    def pack(t):
-        if t.untyped_storage().data_ptr() not in own:
-            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // t.element_size()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = function()
-    del y
-    return sum(kept.values())
+    return kept_elements(lambda: layer(tx), (tx, *layer.parameters()))[0] / (n * d)
 
 
 def machine():

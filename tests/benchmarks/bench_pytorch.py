@@ -19,6 +19,7 @@ import bench_layer
 import numpy as np
 import torch
 from bench_layer import SCALE, SHAPES, geometric_mean, ratio
+from kept import kept_elements
 from tqdm import tqdm
 
 from minidora.pytorch import dora, squared_norms
@@ -51,10 +52,10 @@ def contestants(shape, device, dtype, compiled=True):
 
     def peft(use_dora):
         layer = bench_layer.peft_layer(*arrays[2:], use_dora).to(device, dtype)
-        found = dict(layer.named_parameters())
+        parameters = dict(layer.named_parameters())
         names = ["lora_A.default.weight", "lora_B.default.weight"]
         names += ["lora_magnitude_vector.default.weight"] if use_dora else []
-        trained = [x, *(found[name] for name in names)]
+        trained = [x, *(parameters[name] for name in names)]
         return lambda: torch.autograd.grad(layer(x), trained, dy)
 
     steps = {
@@ -111,7 +112,7 @@ def peak_bytes(step):
     return torch.cuda.max_memory_allocated() - before
 
 
-def kept_elements(norm_grad, shape=(1024, 1024, 512, 16)):
+def kept_by(norm_grad, shape=(1024, 1024, 512, 16)):
     """Elements kept for backward beside x and the parameters, in units of n * d_out."""
     d_in, d_out, n, r = shape
     x, _, W0, A, B, m = (torch.from_numpy(a) for a in bench_layer.arguments(*shape))
@@ -119,20 +120,20 @@ def kept_elements(norm_grad, shape=(1024, 1024, 512, 16)):
     W0_sq = squared_norms(W0, "per_output")
     given = (x, W0, A, B, m)
     run = functools.partial(dora, *given, SCALE, norm_grad=norm_grad, W0_sq=W0_sq)
-    return bench_layer.kept_by(run, (*given, W0_sq)) / (n * d_out)
+    return kept_elements(run, (*given, W0_sq))[0] / (n * d_out)
 
 
 def report_on(results, peaks):
     """The figures as JSON, by dtype and shape."""
-    found = {}
+    figures = {}
     for (dtype, shape), seconds in results.items():
-        found[f"{dtype}, {shape}"] = {
+        figures[f"{dtype}, {shape}"] = {
             "median_ms": {name: 1e3 * float(np.median(t)) for name, t in seconds.items()},
             "over_floor": {name: ratio(seconds, name, FLOOR) for name in seconds},
             "exact_over": {name: ratio(seconds, "minidora exact", name) for name in seconds},
             "peak_bytes": peaks.get((dtype, shape)),
         }
-    return found
+    return figures
 
 
 def table(results):
@@ -176,7 +177,7 @@ def main(argv=None):
     }
     for other, mean in means.items():
         print(f"exact over {other}, geometric mean: {mean:.3f}")
-    kept = {mode: kept_elements(mode) for mode in ("exact", "detached")}
+    kept = {mode: kept_by(mode) for mode in ("exact", "detached")}
     kept |= {f"PEFT {n}": bench_layer.kept_by_torch(n == "DoRA") for n in ("LoRA", "DoRA")}
     print("kept for backward, n * d_out elements:", {k: round(v, 3) for k, v in kept.items()})
     if options.json:
