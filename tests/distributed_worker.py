@@ -71,18 +71,18 @@ def gradients(model, x, target):
     model.zero_grad()
     loss = (model(x) - target).pow(2).mean()
     loss.backward()
-    found = {}
+    grads = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             whole = parameter.grad
             whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
-            found[name.removeprefix("module.")] = whole
-    return found
+            grads[name.removeprefix("module.")] = whole
+    return grads
 
 
-def worst(found, expected):
-    assert found.keys() == expected.keys() and len(expected) == 9
-    return max(float((found[n] - e).abs().max() / e.abs().max()) for n, e in expected.items())
+def worst(grads, expected):
+    assert grads.keys() == expected.keys() and len(expected) == 9
+    return max(float((grads[n] - e).abs().max() / e.abs().max()) for n, e in expected.items())
 
 
 def say(**values):
@@ -126,8 +126,8 @@ def local_norm(x, target, mine):
         first = dist.get_rank() * rows
         shard = layer.base_layer.weight[first : first + rows]
         layer.__class__, layer.of_the_shard = LocalNorm, squared_norms(shard, "per_input")
-    found = gradients(sharded(model), x[mine], target[mine])
-    say(what="local norm", error=worst(found, expected))
+    grads = gradients(sharded(model), x[mine], target[mine])
+    say(what="local norm", error=worst(grads, expected))
 
 
 def gathered_at_once(x, target, mine):

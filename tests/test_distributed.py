@@ -37,10 +37,10 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     out = torchrun(TESTS / "distributed_worker.py", str(folder))
     lines = [line for line in out.splitlines() if line.startswith("RESULT ")]
-    found = [json.loads(line.removeprefix("RESULT ")) for line in lines]
-    if found[0]["what"] == "no FSDP2":
-        pytest.skip(f"this PyTorch's FSDP2 does not run on the CPU: {found[0]['why']}")
-    return folder, found
+    reported = [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    if reported[0]["what"] == "no FSDP2":
+        pytest.skip(f"this PyTorch's FSDP2 does not run on the CPU: {reported[0]['why']}")
+    return folder, reported
 
 
 def of(results, what):
@@ -49,9 +49,9 @@ def of(results, what):
 
 def test_two_processes_give_the_gradients_of_one(results):
     """DDP, FSDP2 and checkpointing, exact and detached, both axes."""
-    found = of(results, "gradients")
-    assert len({(r["axis"], r["mode"], r["how"]) for r in found}) == len(found) == 16
-    assert max(r["error"] for r in found) <= 1e-10
+    gradients = of(results, "gradients")
+    assert len({(r["axis"], r["mode"], r["how"]) for r in gradients}) == len(gradients) == 16
+    assert max(r["error"] for r in gradients) <= 1e-10
 
 
 def test_a_norm_of_the_local_shard_is_caught(results):

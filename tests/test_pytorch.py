@@ -14,6 +14,7 @@ from minidora.evidence.cases import dora_cases
 from minidora.evidence.gradcheck import relative_error
 from minidora.pytorch import DoRALinear, dora, squared_norms
 from minidora.pytorch.witness import dora_gradients
+from tests.benchmarks.kept import kept_elements
 
 AXES = ("per_output", "per_input")
 MODES = ("exact", "detached")
@@ -79,8 +80,8 @@ def gradients(function, t, dy, **settings):
         mask=t.get("mask"),
         **settings,
     )
-    found = torch.autograd.grad(y, list(trained.values()), dy)
-    return y, dict(zip(trained, found, strict=True))
+    grads = torch.autograd.grad(y, list(trained.values()), dy)
+    return y, dict(zip(trained, grads, strict=True))
 
 
 @on_devices
@@ -88,12 +89,14 @@ def gradients(function, t, dy, **settings):
 @by_mode
 def test_equals_the_numpy_layer_on_every_case(norm_axis, norm_grad, device):
     count = 0
-    for one in dora_cases(np.random.default_rng(0), norm_axis):
-        _, cache = factored.dora_forward(**one.inputs, **one.settings)
-        want = factored.dora_backward(one.dy, cache, norm_grad=norm_grad)._asdict()
-        got = dora_gradients(one.dy, one.inputs, one.settings, norm_grad=norm_grad, device=device)
+    for drawn in dora_cases(np.random.default_rng(0), norm_axis):
+        _, cache = factored.dora_forward(**drawn.inputs, **drawn.settings)
+        want = factored.dora_backward(drawn.dy, cache, norm_grad=norm_grad)._asdict()
+        got = dora_gradients(
+            drawn.dy, drawn.inputs, drawn.settings, norm_grad=norm_grad, device=device
+        )
         for name, grad in got.items():
-            assert relative_error(grad, want[name]) < 1e-10, (one.name, name)
+            assert relative_error(grad, want[name]) < 1e-10, (drawn.name, name)
             count += 1
     assert count > 30
 
@@ -176,8 +179,8 @@ def test_low_precision_stays_close_to_float64(norm_axis, norm_grad, dtype, adapt
     t, dy = case(norm_axis, n=64, d_out=96, d_in=80, r=4, mask=False, device=device)
     low, high = {}, {}
     for name, value in t.items():
-        own = torch.float32 if adapters == "float32" and name in ("A", "B", "m") else dtype
-        low[name] = value.detach().to(own).requires_grad_(value.requires_grad)
+        kind = torch.float32 if adapters == "float32" and name in ("A", "B", "m") else dtype
+        low[name] = value.detach().to(kind).requires_grad_(value.requires_grad)
         high[name] = low[name].detach().double().requires_grad_(value.requires_grad)
     settings = {"norm_axis": norm_axis, "norm_grad": norm_grad}
     y, got = gradients(dora, low, dy.to(dtype), **settings)
@@ -190,14 +193,34 @@ def test_low_precision_stays_close_to_float64(norm_axis, norm_grad, dtype, adapt
 
 
 @by_axis
+@by_mode
+@pytest.mark.parametrize("mask", [False, True])
+def test_float32_parameters_beside_a_float64_x(norm_axis, norm_grad, mask):
+    t, dy = case(norm_axis, mask=mask)
+    in_float32 = ("A", "B", "m", "bias", "mask")
+    low = {k: v.detach().float() if k in in_float32 else v.detach() for k, v in t.items()}
+    high = {k: v.double() for k, v in low.items()}
+    for given in (low, high):
+        for name in ("x", "A", "B", "m", "bias"):
+            given[name].requires_grad_()
+    settings = {"norm_axis": norm_axis, "norm_grad": norm_grad}
+    y, got = gradients(dora, low, dy, W0_sq=squared_norms(low["W0"], norm_axis), **settings)
+    want_y, want = gradients(dense, high, dy, **settings)
+    assert y.dtype == torch.float64 and relative_error(y.detach(), want_y.detach()) < 1e-13
+    for name, grad in got.items():
+        assert grad.dtype == low[name].dtype
+        assert relative_error(grad, want[name]) < (1e-12 if name == "x" else 1e-7), name
+
+
+@by_axis
 @pytest.mark.parametrize(("weights", "size"), [(30.0, 1e-3), (0.1, 3e2)])
 def test_the_norms_own_gradient_survives_float16s_range(norm_axis, weights, size):
     t, dy = case(norm_axis, n=64, d_out=32, d_in=24, mask=False)
     low = {}
     for name, value in t.items():
         value = weights * value.detach() if name in ("W0", "B") else value.detach()
-        own = torch.float32 if name in ("A", "B", "m") else torch.float16
-        low[name] = value.to(own).requires_grad_(t[name].requires_grad)
+        kind = torch.float32 if name in ("A", "B", "m") else torch.float16
+        low[name] = value.to(kind).requires_grad_(t[name].requires_grad)
     high = {k: v.detach().double().requires_grad_(v.requires_grad) for k, v in low.items()}
     dy = (dy * size).half()
     _, got = gradients(dora, low, dy, norm_axis=norm_axis)
@@ -205,6 +228,24 @@ def test_the_norms_own_gradient_survives_float16s_range(norm_axis, weights, size
     for name in ("A", "B", "m"):
         assert torch.isfinite(got[name]).all()
         assert relative_error(got[name].double(), want[name]) < 1e-2, name
+
+
+@by_axis
+def test_products_of_v_survive_float16s_range(norm_axis):
+    """V @ A.T and B.T @ V leave it here; W0's part of them, x @ V.T and the gradients do not."""
+    t, dy = case(norm_axis, n=8, d_out=128, d_in=128, mask=False, bias=False)
+    low = {k: (v.detach() * (20 if k in ("A", "B") else 1)).float() for k, v in t.items()}
+    low["x"], low["W0"] = (low["x"] / 20).half(), low["W0"].half()
+    high = {k: v.double() for k, v in low.items()}
+    V = high["W0"] + 0.7 * high["B"] @ high["A"]
+    assert min((V @ high["A"].T).max(), (high["B"].T @ V).max()) > torch.finfo(torch.float16).max
+    for given in (low, high):
+        for name in ("x", "A", "B", "m"):
+            given[name].requires_grad_()
+    _, got = gradients(dora, low, dy.half(), norm_axis=norm_axis)
+    _, want = gradients(dense, high, dy.half().double(), norm_axis=norm_axis)
+    for name, grad in got.items():
+        assert relative_error(grad.double(), want[name]) < 1e-2, name
 
 
 @by_axis
@@ -268,23 +309,8 @@ def test_where_V_cancels_W0_the_floor_keeps_it_finite(norm_axis):
     }
     y = dora(torch.randn(4, 5), W0, t["A"], t["B"], t["m"], 1.0, norm_axis=norm_axis)
     y.sum().backward()
+    assert y.abs().max() < 0.01  # roundings of V over a floor of 1e-3 ‖w0‖, not over one another
     assert torch.isfinite(y).all() and all(torch.isfinite(v.grad).all() for v in t.values())
-
-
-def kept_elements(function, inputs):
-    """Elements that autograd keeps for backward beside the given tensors, by storage."""
-    own = {t.untyped_storage().data_ptr() for t in inputs}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes() / tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = function()
-    return sum(kept.values()), y
 
 
 @by_axis
@@ -306,6 +332,12 @@ def test_one_output_is_kept_for_backward_and_little_else(norm_axis):
         y.backward(dy)
 
 
+def test_a_branch_that_is_detached_keeps_nothing():
+    x, y = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    kept, _ = kept_elements(lambda: x * (x * (y + 1)).detach(), [x])
+    assert kept == 35  # the detached factor, and no y + 1
+
+
 class Sizes(TorchDispatchMode):
     """Notes the size of every tensor that an operation makes, views of W0 left out."""
 
@@ -315,9 +347,9 @@ class Sizes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        for one in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() != self.W0:
-                self.made.append(one.numel())
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() != self.W0:
+                self.made.append(tensor.numel())
         return out
 
 
@@ -424,13 +456,16 @@ def test_the_norm_stays_in_float32_under_autocast(device):
         ({"scale": "2"}, TypeError, "scale: expected a number, got '2'"),
         ({"scale": float("nan")}, ValueError, "scale: expected a finite number"),
         ({"scale": torch.ones(())}, TypeError, "scale: expected a number"),
+        ({"eps": -5}, ValueError, "eps: expected a finite number of at least 0, got -5"),
+        ({"eps": float("inf")}, ValueError, "eps: expected a finite number of at least 0, got inf"),
+        ({"eps": "small"}, TypeError, "eps: expected a number, got 'small'"),
         ({"norm_axis": "rows"}, ValueError, "norm_axis: expected one of"),
         ({"norm_grad": "full"}, ValueError, "norm_grad: expected one of"),
         ({"W0_sq": torch.ones(5)}, ValueError, r"W0_sq: expected shape \(7,\)"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_bad_boundary_are_named(change, error, words):
+def test_bad_arguments_are_named(change, error, words):
     t, _ = case("per_output", dtype=torch.float32)
     change = {k: v() if callable(v) else v for k, v in change.items()}
     given = {**{k: v.detach() for k, v in t.items()}, "scale": 0.7, **change}

@@ -267,16 +267,16 @@ def test_compile_under_autocast_trains(norm_axis):
     made = layer(norm_axis, dtype=torch.float32)
     x = torch.randn(40, 5)
     trained = [p for p in made.parameters() if p.requires_grad]
-    found = []
+    gradients = []
     torch._dynamo.reset()
     try:
         for function in (made, torch.compile(made, fullgraph=True, backend="aot_eager")):
             with torch.autocast("cpu", torch.bfloat16):
                 y = function(x)
-            found.append(torch.autograd.grad(y.float().sum(), trained))
+            gradients.append(torch.autograd.grad(y.float().sum(), trained))
     finally:
         torch._dynamo.reset()
-    for a, b in zip(*found, strict=True):
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
 
 
@@ -347,6 +347,10 @@ def test_adapt_again_leaves_adapted_layers_alone():
         ({"rank": 0}, ValueError, "rank: expected a whole number above 0, got 0"),
         ({"dropout": 1.0}, ValueError, "dropout: expected 0 or more and below 1"),
         ({"norm_axis": "column"}, ValueError, "norm_axis: expected one of"),
+        ({"rslora": "no"}, TypeError, "rslora: expected True or False, got 'no'"),
+        ({"keep_output": 1}, TypeError, "keep_output: expected True or False, got 1"),
+        ({"strength": None}, TypeError, "strength: expected a number, got None"),
+        ({"strenght": 1.0}, TypeError, "strenght"),
         ({"norm_grad": "none"}, ValueError, "norm_grad: expected one of"),
     ],
 )
@@ -488,8 +492,9 @@ def test_pefts_layer_and_ours_agree(peft_pair):
 
 def test_a_setting_that_is_refused_leaves_the_base_as_it_was():
     base = torch.nn.Linear(4, 3)
-    with pytest.raises(TypeError, match="strength: expected a number, got 'a'"):
-        DoRALinear(base, 2, 4, strength="a")
+    for setting in ("strength", "rslora", "keep_output"):
+        with pytest.raises(TypeError, match=f"{setting}: expected .* got 'no'"):
+            DoRALinear(base, 2, 4, **{setting: "no"})
     assert base.weight.requires_grad and base.bias.requires_grad
 
 
@@ -516,3 +521,32 @@ def test_adapter_folders_of_torch_models(tmp_path):
     with pytest.raises(ValueError, match=r"A, B and m alone, but \['2.weight'\] train too"):
         save_adapter(tmp_path / "b", model)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_float16_folder_trains_in_float32(tmp_path):
+    """AdamW's eps, 1e-8, is 0 in float16: a step there divides by it."""
+    files = pytest.importorskip("safetensors.torch", reason="needs safetensors")
+    from minidora.pytorch import load_adapter_, save_adapter
+
+    def fresh(dtype):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)).to(dtype)
+
+    model = fresh(torch.float32)
+    adapt_(model, "*", 2, 4, verbose=False)
+    save_adapter(tmp_path / "a", model)
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    halves = {name: array.half() for name, array in files.load_file(path).items()}
+    files.save_file(halves, path, metadata={"format": "pt"})
+    for dtype in (torch.float32, torch.float16):
+        loaded = fresh(dtype)
+        load_adapter_(tmp_path / "a", loaded)
+        trained = {n: p for n, p in loaded.named_parameters() if p.requires_grad}
+        for name, parameter in trained.items():
+            assert parameter.dtype == torch.float32
+            assert torch.equal(parameter.half(), halves[f"base_model.model.{name}"]), name
+        optimizer = torch.optim.AdamW(trained.values(), lr=1e-3)
+        (1e-6 * loaded(torch.ones(5, 4, dtype=dtype)).float().sum()).backward()
+        optimizer.step()
+        for name, parameter in trained.items():
+            assert (parameter - halves[f"base_model.model.{name}"]).abs().max() < 2e-3, name

@@ -5,10 +5,11 @@ import pytest
 
 pytest.importorskip("torch", reason="needs PyTorch")
 import torch
-from test_pytorch import case, kept_elements
+from test_pytorch import case
 
 from minidora import nn
 from minidora.pytorch import DoRALinear, adapt_, dora, squared_norms
+from tests.benchmarks.kept import kept_elements
 
 NAMES = ("x", "A", "B", "m", "bias")
 
@@ -37,9 +38,9 @@ def test_the_gradients_are_the_same(axis, norm_grad, bias, m):
         t["m"] = torch.zeros_like(t["m"])
     settings = {"norm_axis": axis, "norm_grad": norm_grad}
     y, expected = gradients(t, dy, False, **settings)
-    again, found = gradients(t, dy, True, **settings)
+    again, actual = gradients(t, dy, True, **settings)
     assert torch.equal(y, again)
-    for name, a, b in zip([n for n in NAMES if n in t], found, expected, strict=True):
+    for name, a, b in zip([n for n in NAMES if n in t], actual, expected, strict=True):
         scale = b.abs().max() or 1.0
         assert (a - b).abs().max() <= 1e-12 * scale, name
 
@@ -53,10 +54,10 @@ def test_in_low_precision_too_and_beside_a_large_bias(dtype, bound, bias):
     _, expected = gradients(t, dy, False)
     kind = getattr(torch, dtype)
     low = {n: v.detach().to(torch.float32 if n == "m" else kind) for n, v in t.items()}
-    _, found = gradients(low, dy.to(kind), True)
+    _, actual = gradients(low, dy.to(kind), True)
     names = [n for n in NAMES if n in t]
     # of inputs rounded to the dtype, against those that are not
-    for name, a, b in zip(names, found, expected, strict=True):
+    for name, a, b in zip(names, actual, expected, strict=True):
         assert (a.double() - b).abs().max() <= 3 * bound * b.abs().max(), name
 
 
@@ -67,9 +68,9 @@ def test_next_to_nothing_is_kept_beyond_the_output():
     W0_sq = squared_norms(t["W0"], "per_output")
     for mode in ("exact", "detached"):
         args = [t[k] for k in "x W0 A B m".split()]
-        more = {"bias": t["bias"], "norm_grad": mode, "W0_sq": W0_sq, "keep_output": True}
+        settings = {"bias": t["bias"], "norm_grad": mode, "W0_sq": W0_sq, "keep_output": True}
         inputs = [*t.values(), W0_sq]
-        kept, y = kept_elements(lambda a=args, k=more: dora(*a, 2.0, **k), inputs)
+        kept, y = kept_elements(lambda a=args, k=settings: dora(*a, 2.0, **k), inputs)
         beyond = (kept - y.numel()) / (n * d)  # y itself is among what is kept
         assert 0 < beyond <= 0.06
         y.backward(dy)
@@ -96,11 +97,11 @@ def test_in_a_transformer_it_pays_where_the_next_operation_keeps_its_input(targe
     torch.manual_seed(0)
     without, expected = transformer_kept(False, targets)
     torch.manual_seed(0)
-    kept, found = transformer_kept(True, targets)
+    kept, actual = transformer_kept(True, targets)
     assert without - kept == pytest.approx(saved, abs=0.01)
     for name, gradient in expected.items():
         scale = gradient.abs().max().clamp_min(1e-3)
-        assert (found[name] - gradient).abs().max() <= 1e-4 * scale, name
+        assert (actual[name] - gradient).abs().max() <= 1e-4 * scale, name
 
 
 def test_with_fused_attention_it_pays_for_query_and_value_too():

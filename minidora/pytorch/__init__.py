@@ -6,8 +6,9 @@ Independent of the NumPy modules, so that each can be held against the other. Ne
 
 from .adapt import adapt_, merge_
 from .adapters import gather_adapter, load_adapter_, save_adapter
-from .functional import dora, squared_norms
+from .functional import dora
 from .module import DoRALinear
+from .norms import squared_norms
 
 __all__ = [
     "DoRALinear",

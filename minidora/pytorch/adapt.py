@@ -1,11 +1,11 @@
 """Swapping DoRALinear into any model, and merging it out again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
-from .arguments import number
 from .module import DoRALinear, check_settings
 
 
@@ -16,7 +16,7 @@ def adapt_(
     alpha: float,
     *,
     verbose: bool = True,
-    **settings,
+    **settings: Any,
 ) -> int:
     """Swap every nn.Linear whose name fits a pattern for a DoRALinear, in place; freeze the rest.
 
@@ -30,7 +30,7 @@ def adapt_(
     linears = linears_in(model)
     if not linears:
         raise ValueError("model: expected nn.Linear layers inside it to adapt, found none")
-    chosen = {}
+    chosen: dict[str, nn.Linear] = {}
     for pattern in patterns:
         fits = [n for n in linears if fnmatchcase(n, pattern) or n.rpartition(".")[2] == pattern]
         if not fits:
@@ -38,18 +38,16 @@ def adapt_(
         chosen |= {name: linears[name] for name in fits}
     if not chosen:
         raise ValueError(f"targets: expected patterns of {sorted(linears)}, got none")
-    shown = {key: settings.get(key, default) for key, default in _DEFAULTS.items()}
     for name, layer in chosen.items():
-        check_settings(name, layer, rank, alpha, **shown)
-    number("strength", settings.get("strength", 1.0))
-    made = {id(layer): DoRALinear(layer, rank, alpha, **settings) for layer in chosen.values()}
-    return swap_in(model, made, verbose=verbose)
+        check_settings(name, layer, rank, alpha, **settings)
+    adapted = {id(layer): DoRALinear(layer, rank, alpha, **settings) for layer in chosen.values()}
+    return swap_in(model, adapted, verbose=verbose)
 
 
-def swap_in(model: nn.Module, made: dict[int, DoRALinear], *, verbose: bool) -> int:
+def swap_in(model: nn.Module, adapted: dict[int, DoRALinear], *, verbose: bool) -> int:
     """Put DoRALinears in the places of the layers with those ids; freeze the rest; count."""
-    _swap(model, made)
-    kept = {
+    _swap(model, adapted)
+    training = {
         id(p)
         for layer in model.modules()
         if isinstance(layer, DoRALinear)
@@ -57,15 +55,12 @@ def swap_in(model: nn.Module, made: dict[int, DoRALinear], *, verbose: bool) -> 
         if p.requires_grad
     }
     for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in kept)
+        parameter.requires_grad_(id(parameter) in training)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if verbose:
-        every = sum(p.numel() for p in model.parameters())
-        print(f"trainable: {trained:,} of {every:,} ({100 * trained / every:.2f} %)")
+        count = sum(p.numel() for p in model.parameters())
+        print(f"trainable: {trained:,} of {count:,} ({100 * trained / count:.2f} %)")
     return trained
-
-
-_DEFAULTS = {"dropout": 0.0, "norm_axis": "per_output", "norm_grad": "exact"}
 
 
 def linears_in(model: nn.Module) -> dict[str, nn.Linear]:
@@ -74,12 +69,12 @@ def linears_in(model: nn.Module) -> dict[str, nn.Linear]:
     Those within a DoRALinear are left out.
     """
     modules = model.named_modules(remove_duplicate=False)
-    found = {name: layer for name, layer in modules if isinstance(layer, nn.Linear)}
-    found.pop("", None)  # the model itself cannot be swapped in place
+    linears = {name: layer for name, layer in modules if isinstance(layer, nn.Linear)}
+    linears.pop("", None)  # the model itself cannot be swapped in place
     for name, layer in model.named_modules():
         if isinstance(layer, DoRALinear):
-            found = {n: linear for n, linear in found.items() if not n.startswith(f"{name}.")}
-    return found
+            linears = {n: linear for n, linear in linears.items() if not n.startswith(f"{name}.")}
+    return linears
 
 
 def merge_(model: nn.Module) -> int:
@@ -88,16 +83,16 @@ def merge_(model: nn.Module) -> int:
     Everything is frozen afterwards. Returns how many there were. Raises ValueError where there is
     none, or a merged weight would not be finite; the model is then as it was.
     """
-    found = {id(m): m.to_linear() for m in model.modules() if isinstance(m, DoRALinear)}
+    merged = {id(m): m.to_linear() for m in model.modules() if isinstance(m, DoRALinear)}
     if isinstance(model, DoRALinear):
         raise ValueError("model: a DoRALinear itself cannot be swapped in place; use to_linear()")
-    if not found:
+    if not merged:
         raise ValueError("model: expected DoRALinear layers inside it, got none")
-    _swap(model, found)
-    return len(found)
+    _swap(model, merged)
+    return len(merged)
 
 
-def _swap(model: nn.Module, by_id: dict[int, nn.Module]) -> None:
+def _swap(model: nn.Module, by_id: Mapping[int, nn.Module]) -> None:
     """Put other modules in the places of some, wherever each stands."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):

@@ -2,7 +2,7 @@
 
 from math import isfinite
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,11 +26,23 @@ class Call(NamedTuple):
     eps: float
 
 
-def checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq) -> Call:
+def checked(
+    x: Tensor,
+    W0: Tensor,
+    A: Tensor,
+    B: Tensor,
+    m: Tensor,
+    scale: float,
+    bias: Tensor | None,
+    norm_axis: str,
+    norm_grad: str,
+    mask: Tensor | None,
+    eps: float,
+    W0_sq: Tensor | None,
+) -> Call:
     """Raise TypeError or ValueError that names what does not fit; cast x and W0 under autocast."""
-    for name, value, allowed in (("norm_axis", norm_axis, AXES), ("norm_grad", norm_grad, MODES)):
-        if value not in allowed:
-            raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+    one_of("norm_axis", norm_axis, AXES)
+    one_of("norm_grad", norm_grad, MODES)
     given = {"x": x, "W0": W0, "A": A, "B": B, "m": m}
     optional = {"bias": bias, "mask": mask, "W0_sq": W0_sq}
     given.update({name: value for name, value in optional.items() if value is not None})
@@ -48,11 +60,11 @@ def checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
             if name in given:
                 given[name] = given[name].to(dtype)
     _dtypes(given)
-    x, W0, bias, mask = (given.get(name) for name in ("x", "W0", "bias", "mask"))
+    scale, eps = number("scale", scale), number("eps", eps, minimum=0)
+    x, W0, bias, mask = given["x"], given["W0"], given.get("bias"), given.get("mask")
     if mask is not None:
         mask = mask.reshape(-1, W0.shape[1])
-    x = x.reshape(-1, W0.shape[1])
-    return Call(x, W0, A, B, m, bias, mask, number("scale", scale), number("eps", eps))
+    return Call(x.reshape(-1, W0.shape[1]), W0, A, B, m, bias, mask, scale, eps)
 
 
 def check_keep_output(mask: Tensor | None) -> None:
@@ -63,16 +75,29 @@ def check_keep_output(mask: Tensor | None) -> None:
         raise ValueError("keep_output: not under torch.compile, which chooses itself what to keep")
 
 
-def number(name: str, value) -> float:
+def number(name: str, value: Any, *, minimum: float | None = None) -> float:
     """A finite Python float; a tensor is none, for it would get no gradient."""
     if isinstance(value, (bool, str, Tensor)) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    if not isfinite(value) or (minimum is not None and value < minimum):
+        bound = "" if minimum is None else f" of at least {minimum}"
+        raise ValueError(f"{name}: expected a finite number{bound}, got {value!r}")
     return float(value)
 
 
-def _floating(name: str, value) -> None:
+def flag(name: str, value: Any) -> None:
+    """Raise TypeError for what is not True or False: "no" would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError for what is not one of the allowed words."""
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+
+
+def _floating(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES or value.is_quantized:
@@ -98,16 +123,16 @@ def _shapes(given: dict[str, Tensor], norm_axis: str) -> None:
     }
     for name, shape in expected.items():
         if name in given and tuple(given[name].shape) != shape:
-            found = tuple(given[name].shape)
-            raise ValueError(f"{name}: expected shape {shape}, {norm_axis}, got {found}")
+            actual = tuple(given[name].shape)
+            raise ValueError(f"{name}: expected shape {shape}, {norm_axis}, got {actual}")
 
 
 def _dtypes(given: dict[str, Tensor]) -> None:
     dtype = given["W0"].dtype
     if given["x"].dtype != dtype:
         raise ValueError(f"x: expected dtype {dtype}, like W0, got {given['x'].dtype}")
-    allowed = dict.fromkeys((dtype, torch.promote_types(dtype, torch.float32)))
+    allowed = dict.fromkeys((dtype, torch.float32))
     for name, value in given.items():
         if value.dtype not in allowed:
-            told = " or ".join(map(str, allowed))
-            raise ValueError(f"{name}: expected dtype {told}, got {value.dtype}")
+            expected = " or ".join(map(str, allowed))
+            raise ValueError(f"{name}: expected dtype {expected}, got {value.dtype}")

@@ -6,14 +6,17 @@ and lora_magnitude_vector.
 
 import math
 import operator
+from collections.abc import Callable
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .arguments import AXES, DTYPES, MODES, number
-from .functional import EPS, dora, squared_norms
+from .arguments import AXES, DTYPES, MODES, flag, number, one_of
+from .functional import dora
+from .norms import EPS, squared_norms
 
 
 class DoRALinear(nn.Module):
@@ -27,6 +30,9 @@ class DoRALinear(nn.Module):
     of x, in training. strength: 0 gives the base layer back, 1 the adapted one, anything between or
     beyond the line through both. norm_axis, norm_grad, keep_output: as for `dora`.
     """
+
+    W0_sq: Tensor
+    _W0: nn.Parameter | None  # the original weight, while merged; not registered
 
     def __init__(
         self,
@@ -42,16 +48,25 @@ class DoRALinear(nn.Module):
         keep_output: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(keep_output, bool):
-            raise TypeError(f"keep_output: expected True or False, got {keep_output!r}")
-        check_settings("base_layer", base_layer, rank, alpha, dropout, norm_axis, norm_grad)
-        number("strength", strength)  # all is checked before the base is frozen
+        # all of it before the base is frozen
+        check_settings(
+            "base_layer",
+            base_layer,
+            rank,
+            alpha,
+            dropout=dropout,
+            norm_axis=norm_axis,
+            norm_grad=norm_grad,
+            rslora=rslora,
+            strength=strength,
+            keep_output=keep_output,
+        )
         weight, rank = base_layer.weight, operator.index(rank)
         self.base_layer = base_layer.requires_grad_(False)
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        like = {"device": weight.device, "dtype": dtype}
-        self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False, **like)
-        self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False, **like)
+        d_out, d_in = weight.shape
+        self.lora_A = nn.Linear(d_in, rank, bias=False, device=weight.device, dtype=dtype)
+        self.lora_B = nn.Linear(rank, d_out, bias=False, device=weight.device, dtype=dtype)
         nn.init.zeros_(self.lora_B.weight)
         self.scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         self.norm_axis, self.norm_grad = norm_axis, norm_grad
@@ -59,12 +74,14 @@ class DoRALinear(nn.Module):
         self.lora_magnitude_vector = nn.Parameter(torch.sqrt(squares + EPS * EPS))
         self.register_buffer("W0_sq", squares, persistent=False)
         self._seen: tuple | None = None  # what W0_sq was computed from
-        self.__dict__["_W0"] = None  # the original weight, while merged; not registered
+        self.__dict__["_W0"] = None
         self.dropout, self.strength, self.keep_output = float(dropout), strength, keep_output
         self.train(base_layer.training)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, rank: int, alpha: float, **settings) -> "DoRALinear":
+    def from_linear(
+        cls, linear: nn.Linear, rank: int, alpha: float, **settings: Any
+    ) -> "DoRALinear":
         """A DoRALinear around a linear layer; settings as for the class."""
         return cls(linear, rank, alpha, **settings)
 
@@ -179,7 +196,7 @@ class DoRALinear(nn.Module):
 
     def unmerge(self) -> None:
         """Put the original weight back, to the bit."""
-        if not self.merged:
+        if self._W0 is None:
             raise ValueError("unmerge: the layer is not merged")
         self.base_layer.weight = self._W0
         self.__dict__["_W0"] = None
@@ -199,21 +216,21 @@ class DoRALinear(nn.Module):
             linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
         return linear.train(self.training)
 
-    def _save_to_state_dict(self, *args, **kwargs):
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self.merged:
             raise ValueError("state_dict: the layer is merged; unmerge first, or merge_ the model")
         super()._save_to_state_dict(*args, **kwargs)
 
-    def _load_from_state_dict(self, *args, **kwargs):
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self.merged:
             raise ValueError("load_state_dict: the layer is merged; unmerge first")
         super()._load_from_state_dict(*args, **kwargs)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DoRALinear":
         m = self.lora_magnitude_vector.data
         super()._apply(fn, recurse)
         self._seen = None  # which held on to the old weight's memory
-        if self.merged:
+        if self._W0 is not None:
             self._W0.data = fn(self._W0.data)
         parameter = self.lora_magnitude_vector
         if parameter.dtype in (torch.float16, torch.bfloat16):
@@ -223,7 +240,7 @@ class DoRALinear(nn.Module):
                 parameter.grad = parameter.grad.float()
         return self
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": None}
 
     def extra_repr(self) -> str:
@@ -234,8 +251,20 @@ class DoRALinear(nn.Module):
         )
 
 
-def check_settings(name, base, rank, alpha, dropout, norm_axis, norm_grad) -> None:
-    """Raise what names a layer that cannot be adapted, or a setting."""
+def check_settings(
+    name: str,
+    base: nn.Module,
+    rank: int,
+    alpha: float,
+    *,
+    dropout: float = 0.0,
+    norm_axis: str = "per_output",
+    norm_grad: str = "exact",
+    rslora: bool = False,
+    strength: float = 1.0,
+    keep_output: bool = False,
+) -> None:
+    """Raise what names a layer that cannot be adapted, or a setting; those of DoRALinear."""
     # a subclass with a forward of its own computes something else (quantised layers do)
     if not isinstance(base, nn.Linear) or type(base).forward is not nn.Linear.forward:
         raise TypeError(f"{name}: expected an nn.Linear, got a {type(base).__name__}")
@@ -252,9 +281,8 @@ def check_settings(name, base, rank, alpha, dropout, norm_axis, norm_grad) -> No
     number("alpha", alpha)
     if not 0 <= number("dropout", dropout) < 1:
         raise ValueError(f"dropout: expected 0 or more and below 1, got {dropout!r}")
-    for setting, value, allowed in (
-        ("norm_axis", norm_axis, AXES),
-        ("norm_grad", norm_grad, MODES),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{setting}: expected one of {allowed}, got {value!r}")
+    one_of("norm_axis", norm_axis, AXES)
+    one_of("norm_grad", norm_grad, MODES)
+    flag("rslora", rslora)
+    number("strength", strength)
+    flag("keep_output", keep_output)

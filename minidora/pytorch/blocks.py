@@ -1,0 +1,123 @@
+"""What both axes of DoRA compute in common, in the dtypes and the memory that cost least."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+WEAK = 0.1  # m / c below which the output says too little of what it was made from
+LARGE = 8  # times |y - b|: a bias beside which the output says too little as well
+SHORT = 1e-20  # a row below that, or 0, is not brought to length 1
+
+Gradients = tuple[Tensor | None, ...]  # one for each argument of forward
+
+
+def in_dtype(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Each in that dtype; those that are in it already are left alone (asking costs less)."""
+    return tuple([t if t.dtype == dtype else t.to(dtype) for t in tensors])
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """What the adapter sees of x."""
+    return x if mask is None else (x * mask).to(x.dtype)
+
+
+def unmasked(dx: Tensor, mask: Tensor | None, dy_W0: Tensor) -> Tensor:
+    """dx from the gradient of x * mask and of what passes by the mask."""
+    return dx if mask is None else (mask * dx + (1 - mask) * dy_W0).to(dx.dtype)
+
+
+def summed(a: Tensor, b: Tensor, room: Tensor | None, wide: torch.dtype) -> Tensor:
+    """sum(a * b, 0) in `wide`; the products, of a dtype with its range, may go to `room`."""
+    if a.dtype == torch.float16:
+        return a.to(wide).mul_(b).sum(0)
+    return torch.mul(a, b, out=room).sum(0, dtype=wide)
+
+
+def times(z: Tensor, g: Tensor, bias: Tensor | None) -> Tensor:
+    """z * g + bias in z's dtype, rounded once."""
+    y = torch.empty_like(z)
+    return torch.mul(z, g, out=y) if bias is None else torch.addcmul(bias, z, g, out=y)
+
+
+def finished(
+    ctx: Any, dx: Tensor | None, dA: Tensor, dB: Tensor, dm: Tensor, dy: Tensor
+) -> Gradients:
+    """The gradients in their parameters' dtypes, in the order of forward's arguments."""
+    A, B, m = ctx.dtypes[:3]
+    dbias = dy.sum(0, dtype=dm.dtype).to(ctx.dtypes[3]) if ctx.needs_input_grad[5] else None
+    (dA,), (dB,), (dm,) = in_dtype(A, dA), in_dtype(B, dB), in_dtype(m, dm)
+    return dx, None, dA, dB, dm, dbias, None, None, None
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast may be on: while compiling, a backward is traced apart from its context."""
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+
+
+def in_range(small: Tensor, lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The rows of `small`, (r, d), in a size to be multiplied in `dtype`, and what takes it back.
+
+    Row by row k B goes with A, or k A with B, whose lengths bring it to the size of B @ A: a large
+    A beside a small B stays within float32. For float16 that is not enough, and its rows are
+    brought to the length that fits. Multiplies `small` in place.
+    """
+    if dtype != torch.float16:
+        lengths = lengths.clamp_min(SHORT)[:, None]
+        return small.mul_(lengths), 1 / lengths
+    largest = small.abs().amax(1, keepdim=True).clamp_min(torch.finfo(small.dtype).tiny)  # (r, 1)
+    return small / largest, largest
+
+
+def without_autocast(gradients: Callable[[Any, Tensor], Gradients]) -> Any:
+    """A backward (ctx, dy), differentiated once, that computes in the dtypes it is given."""
+
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Gradients:
+        if autocasts(dy):
+            with torch.autocast(dy.device.type, enabled=False):
+                return gradients(ctx, dy)
+        return gradients(ctx, dy)
+
+    return backward
+
+
+def from_output(
+    dy: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    room: Tensor,
+    x: Tensor,
+    W0: Tensor,
+    A: Tensor,
+    B: Tensor,
+    m: Tensor,
+    c: Tensor,
+    s: float,
+) -> Tensor:
+    """dm from y = z * m / c + bias, not from z = x @ V.T: sum(dy * z) / c is sum(dy * (y - b)) / m.
+
+    Where m / c is below WEAK, or the bias LARGE times what stands beside it, a rounding of y is too
+    large a part of z: for those outputs z is computed again. Asking for them makes a GPU wait.
+    """
+    inner = y if bias is None else torch.sub(y, bias, out=room)
+    largest = inner.abs().amax(0).to(c.dtype) if len(y) else c  # before `room` is used again
+    dm = summed(inner, dy, room, c.dtype)
+    weak = (m / c).abs() < WEAK
+    if bias is not None and len(y):
+        weak = weak | (bias.abs().to(c.dtype) > LARGE * largest)
+    if not weak.any():
+        return dm / m
+    rows = weak.nonzero().squeeze(1)  # (k,), of W0
+    V = torch.addmm(W0[rows].to(c.dtype), B[rows], A, alpha=s)  # (k, d_in)
+    again = (dy[:, rows].to(c.dtype) * (x.to(c.dtype) @ V.t())).sum(0) / c[rows]
+    return torch.where(weak, 0.0, dm / m).index_copy(0, rows, again)
+
+
+def dtypes_of(
+    A: Tensor, B: Tensor, m: Tensor, bias: Tensor | None
+) -> tuple[torch.dtype | None, ...]:
+    """What `finished` returns their gradients in."""
+    return A.dtype, B.dtype, m.dtype, None if bias is None else bias.dtype
