@@ -213,6 +213,18 @@ def test_float32_parameters_beside_a_float64_x(norm_axis, norm_grad, mask):
 
 
 @by_axis
+@pytest.mark.parametrize("dtype, wide", [("float64", "float64"), ("bfloat16", "float32")])
+def test_the_norm_is_kept_in_its_own_dtype_whatever_the_squares_come_in(norm_axis, dtype, wide):
+    t, _ = case(norm_axis, mask=False)
+    t = {name: value.detach().to(getattr(torch, dtype)) for name, value in t.items()}
+    t["A"].requires_grad_()
+    narrow = torch.float32 if dtype == "float64" else torch.bfloat16
+    W0_sq = squared_norms(t["W0"], norm_axis).to(narrow)
+    y = dora(**t, scale=0.7, norm_axis=norm_axis, W0_sq=W0_sq)
+    assert y.grad_fn.saved_tensors[6].dtype == getattr(torch, wide)
+
+
+@by_axis
 @pytest.mark.parametrize(("weights", "size"), [(30.0, 1e-3), (0.1, 3e2)])
 def test_the_norms_own_gradient_survives_float16s_range(norm_axis, weights, size):
     t, dy = case(norm_axis, n=64, d_out=32, d_in=24, mask=False)
