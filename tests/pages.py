@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -30,11 +29,16 @@ def block(page: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
     return register
 
 
-@cache
+def text_of(path: str) -> str:
+    """The text of a file that a command wrote."""
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
 def file(path: str):
     """The contents of a JSON file, or the list of a file of JSON lines."""
-    text = (ROOT / path).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()] if path[-1] == "l" else json.loads(text)
+    if path.endswith(".jsonl"):
+        return [json.loads(line) for line in text_of(path).splitlines()]
+    return json.loads(text_of(path))
 
 
 def bench(name: str) -> dict:
@@ -233,9 +237,10 @@ do not run: {counts["no_tests"]}."""
 
 @block(f"{RESULTS}/checks.md")
 def faults() -> str:
-    """What the stress command counted."""
-    rows = file(f"{RESULTS}/recorded.json")["stress"]["counts"].items()
-    return table(["what was done", "what came of it"], rows, "---")
+    """What the stress command printed, a line for each kind of fault."""
+    lines = re.findall(r"^(.+?): (\d+): (.+) \(\d+ s\)$", text_of(f"{RESULTS}/stress.txt"), re.M)
+    rows = [[kind, f"{int(count):,}", came] for kind, count, came in lines]
+    return table(["fault", "how many", "what came of it"], rows, "---")
 
 
 @block(f"{RESULTS}/checks.md")
