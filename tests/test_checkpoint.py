@@ -363,7 +363,7 @@ def scaled(scale):
         (lambda a: a["rng"].update(state=[]), "cannot be put together"),
         (lambda a: a["rng"].update(buffer_pos=10**6), "rng: expected a place inside its buffer"),
         (lambda a: a["rng"]["state"].update(state=10**60), "cannot be put together"),
-        (scaled(10**400), "OverflowError"),
+        (scaled(10**400), "scale: expected a finite number"),
         (scaled(float("nan")), "scale: expected a finite number"),
         (lambda a: a["structure"].update(layers=3), "cannot be put together"),
         (lambda a: a.pop("structure"), "KeyError.'structure'"),

@@ -24,7 +24,7 @@ RESULTS = ROOT / "lessons" / "results"
 COMMANDS = [
     "check",
     *(f"kit {name}" for name in ("run", "list", "verify", "peers", "generate")),
-    *(f"experiments {name}" for name in ("run", "table", "verify")),
+    *(f"experiments {name}" for name in ("run", "table", "draw", "verify")),
 ]
 TEXTBOOK = "minidora.kit.adapters.numpy_layers:Textbook"
 START = """

@@ -90,10 +90,10 @@ def collapsed(decay: dict[str, Any], interventions: dict[str, Any]) -> tuple[lis
             for name, points in methods.items()
         }
         drawn.append((label, measured, {name: law_curve(p) for name, p in methods.items()}))
-    return drawn, _means(decay)
+    return drawn, means(decay)
 
 
-def _means(results: dict[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
+def means(results: dict[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
     """Pooled r, predicted and measured, mean over seeds, of each run with norms spread apart."""
     pairs: dict[str, tuple[list[float], list[float]]] = {}
     for method in METHODS:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import training
-from .._boundary import Array
+from .._boundary import Array, number
 from ..analysis.decay import pulls
 from ..nn.layer import Layer, rebuilt, walk
 from ..nn.linear import DoRALinear, LoRALinear
@@ -37,7 +37,7 @@ def weight_decay_of(steps: int, settings: Settings) -> float:
     schedule = schedule_of(steps, settings)
     total = sum(schedule(step) for step in range(steps))
     share = 1 - MOMENTUM if settings.get("optimizer") == "sgd" else 1
-    return settings["pull"] * share / total
+    return number("pull", settings["pull"], minimum=0) * share / total
 
 
 def pulls_at(steps: int, settings: Settings, checkpoints: Sequence[int]) -> list[float]:
