@@ -101,7 +101,7 @@ def features(x: Any, d_in: int) -> Array:
     return x
 
 
-def cast(array: Array, dtype) -> Array:
+def cast(array: Array, dtype: DTypeLike) -> Array:
     """`array` in `dtype`; the same object, never a copy, where it is that already."""
     return array.astype(dtype, copy=False)
 

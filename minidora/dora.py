@@ -1,11 +1,14 @@
 """The DoRA layer as the paper writes it, dense, equation by equation (Liu et al. 2024).
 
-V = W0 + scale * B @ A is the direction, c = ‖V‖ its norms, m the trained magnitudes, and
-W = m * V / c the adapted weight (Eq. 5). One weight vector is a row of V and W (`norm_axis`
-"per_output": m and c are (d_out, 1) beside V, and `axis`, the one summed over, is 1) or a column
-("per_input": (1, d_in), and 0). Every formula of the method stands on this page. At its edge,
-`enter`, `Edge.rows` and `Edge.leave` check shapes, flatten the leading dimensions of x and dy to n
-rows, and bring dtypes to one and back (`_boundary`).
+V = W0 + scale * B @ A is the direction (scale = alpha / r), c = ‖V‖ its norms, m the trained
+magnitudes, and W = m * V / c the adapted weight (Eq. 5). One weight vector is a row of V and W
+(`norm_axis` "per_output": `axis`, the one summed over, is 1) or a column ("per_input": 0). Its norm
+is sqrt(sum(v²) + eps²), eps = 1e-12, in `norms` too, so that a zero vector starts with m / c = 1.
+
+Every formula of the method stands on this page. What is none happens at its edge: `enter` and
+`Edge.rows` check shapes, flatten any leading dimensions of x and dy to n rows (none and zero rows
+included), lay m beside V, (d_out, 1) or (1, d_in), and bring all to the widest dtype, float32 at
+least; `Edge.leave` gives each result the shape and dtype of its own array (m float32 at least).
 
 This module is for reading and for holding others against; `minidora.factored` computes the same
 numbers without any dense temporary.

@@ -5,12 +5,14 @@ from pages import RESULTS, block, summary, table
 
 PAGE = f"{RESULTS}/figure2.md"
 PAPER = {"FT": ("−0.62", -1), "LoRA": ("+0.83", 1), "DoRA": ("−0.31", -1)}
-WITH = {
-    "FT": "FT, spread 2, Λ 0.03",
-    "LoRA": "LoRA, spread 2, Λ 0.3",
-    "DoRA": "DoRA, spread 2, Λ 0.3",
+SETTINGS = {
+    "no decay, norms as pretrained": {method: f"{method}, spread 1, Λ 0" for method in PAPER},
+    "decay, unequal norms": {
+        "FT": "FT, spread 2, Λ 0.03",
+        "LoRA": "LoRA, spread 2, Λ 0.3",
+        "DoRA": "DoRA, spread 2, Λ 0.3",
+    },
 }
-WITHOUT = {method: f"{method}, spread 1, Λ 0" for method in PAPER}
 
 
 def pooled(experiment: str, run: str, way: str = "pooled") -> list[tuple[float, float, float]]:
@@ -28,10 +30,7 @@ def under_decay(method: str) -> list[str]:
     paper, sign = PAPER[method]
     names = {"FT": "full fine-tuning"}
     rows = []
-    for setting, runs in (
-        ("no decay, norms as pretrained", WITHOUT),
-        ("decay, unequal norms", WITH),
-    ):
+    for setting, runs in SETTINGS.items():
         r = pooled("decay", runs[method])
         claim = f"figure 2, {names.get(method, method)}, {setting}"
         rows.append([claim, paper, both(r), verdict(r, sign)])
@@ -67,7 +66,7 @@ def slopes_interventions() -> str:
     return f"{came_true}\n\n{table_of('decay_interventions')}"
 
 
-@block(PAGE)
+@block(f"{RESULTS}/figure2_checks.md")
 def slopes_checks() -> str:
     """Pretraining, rates, the digits, columns and flipped vectors."""
     return table_of("decay_checks")

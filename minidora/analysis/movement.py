@@ -4,9 +4,10 @@ Everything is summed in float64, whatever the weights' type, and by formulas tha
 where the change is small: 1 - cos of an angle of 1e-4 is 5e-9, less than float32 can take from 1.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .._boundary import (
     Array,
@@ -77,7 +78,14 @@ def right_angle_growth(before: Array, turn: Array) -> Array:
         return np.where(turn < 1, before * turn / (1 - turn), np.inf)
 
 
-def magnitude_change(W0, W, norm_axis, *, per_vector=False, signed=False):
+def magnitude_change(
+    W0: ArrayLike,
+    W: ArrayLike,
+    norm_axis: str,
+    *,
+    per_vector: bool = False,
+    signed: bool = False,
+) -> Any:
     """ΔM (Eq. 3): the mean of | ‖w‖ - ‖w0‖ | over the weight vectors.
 
     W0, W: (d_out, d_in). per_vector gives (d_out,) or (d_in,) instead of the mean; signed leaves
@@ -91,7 +99,9 @@ def magnitude_change(W0, W, norm_axis, *, per_vector=False, signed=False):
     return growth if per_vector else float(growth.mean())
 
 
-def direction_change(W0, W, norm_axis, *, per_vector=False):
+def direction_change(
+    W0: ArrayLike, W: ArrayLike, norm_axis: str, *, per_vector: bool = False
+) -> Any:
     """ΔD (Eq. 4): the mean of 1 - cos(w, w0) over the weight vectors.
 
     W0, W: (d_out, d_in). per_vector gives (d_out,) or (d_in,) instead of the mean. Vectors of zero
@@ -104,7 +114,7 @@ def direction_change(W0, W, norm_axis, *, per_vector=False):
     return turn if per_vector else float(turn.mean())
 
 
-def changes(W0: Array, W: Array, norm_axis: str) -> Changes:
+def changes(W0: ArrayLike, W: ArrayLike, norm_axis: str) -> Changes:
     """ΔM and ΔD of every weight vector from W0 to W, (d_out, d_in) each, without eps.
 
     By 1 - cos = ‖u - u0‖² / 2 of the unit vectors, which keeps its digits at small angles.
@@ -118,7 +128,7 @@ def changes(W0: Array, W: Array, norm_axis: str) -> Changes:
     return Changes(before, after - before, np.where(zero, 1.0, turn))
 
 
-def _pair(W0, W) -> tuple[Array, Array]:
+def _pair(W0: ArrayLike, W: ArrayLike) -> tuple[Array, Array]:
     W0 = floating("W0", W0, ndim=2)
     W = shaped("W", W, W0.shape, "the shape of W0")
     return cast(W0, np.float64), cast(W, np.float64)
