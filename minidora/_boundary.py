@@ -143,7 +143,7 @@ class Edge:
     """The shapes and dtypes that a call's arrays came in: the way back to the caller."""
 
     came: dict[str, tuple[tuple[int, ...], np.dtype]]  # of each argument, and of y
-    compute: np.dtype | None
+    compute: Any  # the dtype to compute in; None where nothing was cast
 
     def rows(self, dy: ArrayLike) -> Array:
         """`dy`, checked against y, as (n, d_out) in the dtype to compute in."""
@@ -185,7 +185,7 @@ def weights(
     B = shaped("B", B, (d_out, rank), f"(d_out, r) beside W0 {W0.shape} and A {A.shape}")
     scale, eps = number("scale", scale), number("eps", eps, minimum=0)
     axis = summed_axis(norm_axis)
-    compute = None if least is None else np.result_type(least, W0, A, B)
+    compute: Any = None if least is None else np.result_type(least, W0, A, B)
     came = {"W0": (W0.shape, W0.dtype), "A": (A.shape, A.dtype), "B": (B.shape, B.dtype)}
     beside = None
     if m is not ...:
