@@ -45,26 +45,29 @@ def checked(
     one_of("norm_grad", norm_grad, MODES)
     given = {"x": x, "W0": W0, "A": A, "B": B, "m": m}
     optional = {"bias": bias, "mask": mask, "W0_sq": W0_sq}
+    _floating("x", x)
+    device = x.device
     given.update({name: value for name, value in optional.items() if value is not None})
     for name, value in given.items():
         _floating(name, value)
-        if value.device != x.device:
-            raise ValueError(f"{name}: expected device {x.device}, like x, got {value.device}")
+        if value.device != device:
+            raise ValueError(f"{name}: expected device {device}, like x, got {value.device}")
     _shapes(given, norm_axis)
     if W0.requires_grad:
         raise ValueError("W0: expected a frozen weight, got one that requires a gradient")
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if torch.is_autocast_enabled(device.type) and x.dtype != torch.float64:
         # as `torch.nn.functional.linear` takes them
-        dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = torch.get_autocast_dtype(device.type)
         for name in ("x", "W0", "bias", "mask"):
             if name in given:
                 given[name] = given[name].to(dtype)
     _dtypes(given)
     scale, eps = number("scale", scale), number("eps", eps, minimum=0)
     x, W0, bias, mask = given["x"], given["W0"], given.get("bias"), given.get("mask")
-    if mask is not None:
-        mask = mask.reshape(-1, W0.shape[1])
-    return Call(x.reshape(-1, W0.shape[1]), W0, A, B, m, bias, mask, scale, eps)
+    if x.ndim != 2:
+        x = x.reshape(-1, W0.shape[1])
+        mask = None if mask is None else mask.reshape(-1, W0.shape[1])
+    return Call(x, W0, A, B, m, bias, mask, scale, eps)
 
 
 def check_keep_output(mask: Tensor | None) -> None:
@@ -131,8 +134,7 @@ def _dtypes(given: dict[str, Tensor]) -> None:
     dtype = given["W0"].dtype
     if given["x"].dtype != dtype:
         raise ValueError(f"x: expected dtype {dtype}, like W0, got {given['x'].dtype}")
-    allowed = dict.fromkeys((dtype, torch.float32))
     for name, value in given.items():
-        if value.dtype not in allowed:
-            expected = " or ".join(map(str, allowed))
+        if value.dtype != dtype and value.dtype != torch.float32:
+            expected = " or ".join(map(str, dict.fromkeys((dtype, torch.float32))))
             raise ValueError(f"{name}: expected dtype {expected}, got {value.dtype}")

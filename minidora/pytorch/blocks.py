@@ -38,8 +38,17 @@ def summed(a: Tensor, b: Tensor, room: Tensor | None, wide: torch.dtype) -> Tens
 
 def times(z: Tensor, g: Tensor, bias: Tensor | None) -> Tensor:
     """z * g + bias in z's dtype, rounded once."""
-    y = torch.empty_like(z)
+    y = None if z.dtype == g.dtype else torch.empty_like(z)
     return torch.mul(z, g, out=y) if bias is None else torch.addcmul(bias, z, g, out=y)
+
+
+def plus_product(total: Tensor | None, a: Tensor, b: Tensor, s: float, wide: torch.dtype) -> Tensor:
+    """total + s * a @ b in `wide`; `total`, which is in it, is changed in place."""
+    if total is None:
+        return (a @ b).to(wide).mul_(s)
+    if a.dtype == wide:
+        return total.addmm_(a, b, alpha=s)
+    return total.add_(a @ b, alpha=s)
 
 
 def finished(

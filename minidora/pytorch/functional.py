@@ -27,6 +27,7 @@ from .blocks import (
     in_dtype,
     in_range,
     masked,
+    plus_product,
     summed,
     times,
     unmasked,
@@ -101,7 +102,7 @@ def _apply(
 ) -> Tensor:
     if W0_sq is None:
         W0_sq = squared_norms(call.W0, norm_axis)
-    W0_sq = W0_sq.to(torch.promote_types(call.W0.dtype, torch.float32))
+    (W0_sq,) = in_dtype(torch.promote_types(call.W0.dtype, torch.float32), W0_sq)
     function = _PerOutput if norm_axis == "per_output" else _PerInput
     settings = (call.scale, norm_grad == "exact", call.eps, keep_output)
     x, W0, A, B, m, bias, mask = call.x, call.W0, call.A, call.B, call.m, call.bias, call.mask
@@ -177,23 +178,23 @@ class _PerOutput(torch.autograd.Function):
             scaled, factors = in_range(kB, lengths, dtype)
             if joined and not in_place:
                 rows[n:] = scaled
-        # z = xm @ W0.T + s * h.T @ B.T: dx = mask * (dz @ W0 + dh.T @ A), and beside the mask
-        # (1 - mask) * (dy @ W0), with dh = s * B.T @ dz.T
-        dh = (in_dtype(dtype, B)[0].t() @ dz.t()).mul_(s)  # (r, n)
-        dx = None
+        # z = xm @ W0.T + s * h.T @ B.T: dx = mask * (dz @ W0 + s dh.T @ A), and beside the mask
+        # (1 - mask) * (dy @ W0), with dh = B.T @ dz.T
+        dh = in_dtype(dtype, B)[0].t() @ dz.t()  # (r, n)
+        dx = dA = dB = None
         if joined or ctx.needs_input_grad[0]:
             dx, kBW = torch.split(rows @ W0, [n, len(rows) - n])  # (n, d_in), (r or 0, d_in)
-            dx.addmm_(dh.t(), in_dtype(dtype, A)[0])
-        # h = A @ xm.T: dA = dh @ xm, dB = s * dz.T @ h.T, which is all where the norm is detached
-        dA, dB = in_dtype(c.dtype, dh @ masked(x, mask), h @ dz)  # (r, d_in), (r, d_out): dB.T
-        dB.mul_(s)
+            dx.addmm_(dh.t(), in_dtype(dtype, A)[0], alpha=s)
         if exact:
             # dB += k (V @ A.T), dA += (k B).T @ V = (k B).T @ W0 + s ((k B).T @ B) @ A
-            dB.addcmul_(AV, k)
             if not joined:
                 kBW = in_dtype(dtype, scaled)[0] @ W0  # (r, d_in)
             (kBV,) = in_dtype(c.dtype, kBW)
-            dA = torch.addcmul(dA, kBV.addmm_(scaled @ B_, A_, alpha=s), factors)
+            dA = kBV.addmm_(scaled @ B_, A_, alpha=s).mul_(factors)
+            dB = AV * k  # (r, d_out), dB.T until it is returned
+        # h = A @ xm.T: dA += s dh @ xm, dB += s dz.T @ h.T, which is all where the norm is detached
+        dA = plus_product(dA, dh, masked(x, mask), s, c.dtype)
+        dB = plus_product(dB, h, dz, s, c.dtype)
         if mask is not None and dx is not None:
             dx = unmasked(dx, mask, dy @ W0)
         return finished(ctx, dx, dA, dB.t(), dm, dy)
@@ -247,24 +248,26 @@ class _PerInput(torch.autograd.Function):
         g = m_ / c
         xm = masked(x, mask)
         xg = (xm * g).to(dtype)
-        # y = xg @ W0.T + s * h.T @ B.T + bias: dxg = dy @ V = dy @ W0 + dh.T @ A with
-        # dh = s * B.T @ dy.T
+        # y = xg @ W0.T + s * h.T @ B.T + bias: dxg = dy @ V = dy @ W0 + s dh.T @ A with
+        # dh = B.T @ dy.T
         dy_W0 = dy @ W0  # (n, d_in)
-        dh = (in_dtype(dtype, B)[0].t() @ dy.t()).mul_(s)  # (r, n)
-        dxg = torch.addmm(dy_W0, dh.t(), in_dtype(dtype, A)[0])
+        dh = in_dtype(dtype, B)[0].t() @ dy.t()  # (r, n)
+        dxg = torch.addmm(dy_W0, dh.t(), in_dtype(dtype, A)[0], alpha=s)
         # xg = xm * g with g = m / c: dm = sum(xm * dxg) / c (Eq. 7) and dx = mask * (dxg * g), and
         # beside the mask (1 - mask) * (dy @ W0)
         dm = summed(xm, dxg, None, c.dtype) / c  # (d_in,)
         dx = (dxg * g).to(dtype)
-        # h = A @ xg.T: dA = dh @ xg, dB = s * dy.T @ h.T, which is all where the norm is detached
-        dA, dB = in_dtype(c.dtype, dh @ xg, (h @ dy).t())
-        dB.mul_(s)
+        dA = dB = None
         if exact:
             # c = ‖V‖ (Eq. 6): dV += -V g dm / c, column by column; k = -s g dm / c, so s dV += V k:
             # dA += (B.T @ V) k, dB += V @ (A k).T = W0 @ (A k).T + s B @ (A @ (A k).T)
             k = ((g * dm) / c).mul_(-s)  # (d_in,)
-            dA = torch.addcmul(dA, BV, k)
+            dA = BV * k
             scaled, factors = in_range(A_ * k, lengths, dtype)  # (r, d_in)
             (VkA,) = in_dtype(c.dtype, W0 @ in_dtype(dtype, scaled)[0].t())  # (d_out, r)
-            dB.addcmul_(VkA.addmm_(B_, A_ @ scaled.t(), alpha=s), factors.t())
-        return finished(ctx, unmasked(dx, mask, dy_W0), dA, dB, dm, dy)
+            # (r, d_out), dB.T until it is returned
+            dB = VkA.addmm_(B_, A_ @ scaled.t(), alpha=s).mul_(factors.t()).t()
+        # h = A @ xg.T: dA += s dh @ xg, dB += s dy.T @ h.T, which is all where the norm is detached
+        dA = plus_product(dA, dh, xg, s, c.dtype)
+        dB = plus_product(dB, h, dy, s, c.dtype)
+        return finished(ctx, unmasked(dx, mask, dy_W0), dA, dB.t(), dm, dy)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .blocks import in_dtype
+
 EPS = 1e-12
 FLOOR = 1e-6  # of ‖w0‖² + ‖s u‖², the terms that cancel in ‖v‖²; below, digits are lost
 
@@ -31,7 +33,7 @@ def update_norms(
     0 though w0 is not (‖s u‖ is then ‖w0‖), and at a rounding of the terms whose sum u is.
     """
     dtype = W0_sq.dtype
-    first, second_W0 = first.to(dtype), second_W0.to(dtype)
+    first, second_W0 = in_dtype(dtype, first, second_W0)
     if dtype == torch.float64:
         R = torch.linalg.qr(second.to(dtype).t(), mode="r").R  # (r, r)
         QU = R @ first  # (r, d)
