@@ -457,3 +457,20 @@ def test_a_magnitude_alone_is_dora_of_rank_0(norm_axis, tmp_path, monkeypatch):
         expected = x @ (W0 + 0.25 * (W - W0)).T + base.bias
         np.testing.assert_allclose(model.forward(x)[0], expected, rtol=1e-5, atol=1e-6)
     checkpoint.verify(tmp_path / "m", checkpoint.load(tmp_path / "m").model)
+
+
+def test_an_adapter_that_cannot_be_built_leaves_the_base_as_it_was(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    base = nn.MLP.init((6, 5, 3), rng)
+    adapted = nn.adapt(nn.thaw(base), "dora", rank=2, rng=rng)
+    checkpoint.save_adapter(tmp_path / "a", adapted)
+    build = checkpoint.built
+
+    def built_and_refused(*arguments):
+        build(*arguments)  # whose layers have frozen W0
+        raise ValueError("no")
+
+    monkeypatch.setattr(checkpoint, "built", built_and_refused)
+    with pytest.raises(ValueError, match="no"):
+        checkpoint.load_adapter(tmp_path / "a", base)
+    assert all(array.flags.writeable for array in nn.parameters(base).values())

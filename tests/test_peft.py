@@ -738,3 +738,13 @@ def test_a_name_that_ends_like_another_is_told_apart(tmp_path):
     peft.save_adapter(tmp_path / "a", model)
     assert same(model, peft.load_adapter(tmp_path / "a", base))
     shutil.rmtree(tmp_path / "a")
+
+
+def test_a_folder_that_does_not_fit_leaves_the_base_as_it_was(tmp_path):
+    rng = np.random.default_rng(0)
+    adapted = nn.adapt(nn.MLP.init((6, 5, 3), rng), "dora", rank=2, rng=rng)
+    peft.save_adapter(tmp_path / "adapter", adapted)
+    base = nn.MLP.init((6, 5, 4), rng)  # its first layer fits, its second does not
+    with pytest.raises(ValueError, match="expected shape"):
+        peft.load_adapter(tmp_path / "adapter", base)
+    assert all(array.flags.writeable for array in nn.parameters(base).values())

@@ -6,7 +6,7 @@ import numpy as np
 
 from .._boundary import Array, cast, finite, one_of
 from .._files import FilePath
-from ..nn.layer import Layer, parameters, rebuilt, trained, walk
+from ..nn.layer import Layer, freezing, parameters, rebuilt, trained, walk
 from ..nn.linear import Adapted, DoRALinear, Linear, LoRALinear
 from .format import KEYS, Adapter, read_adapters, write_adapters
 
@@ -70,14 +70,12 @@ def load_adapter(folder: FilePath, base: Layer, *, norm_grad: str = "exact") -> 
         finite(f"base: {path}", array)
     linears = {path: layer for path, layer in walk(base) if isinstance(layer, Linear)}
     adapters = read_adapters(folder, linears)
-    try:
-        made = {path: _layer(linears[path], a, path, norm_grad) for path, a in adapters.items()}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder}: {error}") from error
-    loaded = rebuilt(base, lambda path, layer: made.get(path) or _frozen(layer))
-    for array in parameters(base).values():
-        array.flags.writeable = False
-    return loaded
+    with freezing(base):
+        try:
+            made = {path: _layer(linears[path], a, path, norm_grad) for path, a in adapters.items()}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder}: {error}") from error
+        return rebuilt(base, lambda path, layer: made.get(path) or _frozen(layer))
 
 
 def _frozen(layer: Layer) -> Layer:

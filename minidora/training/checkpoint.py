@@ -20,7 +20,7 @@ import numpy as np
 
 from .._boundary import Array, finite
 from .._files import FilePath, digest, storable, write_whole
-from ..nn.layer import Layer, parameters, trained
+from ..nn.layer import Layer, freezing, parameters, trained
 from .described import (
     REFUSED,
     built,
@@ -136,9 +136,8 @@ def load_adapter(path: FilePath, base: Layer) -> Checkpoint:
     for name, array in plain.items():
         whole.setdefault(name, array)
         whole.setdefault(f"{name.removesuffix('weight')}W0", array)
-    loaded = _checkpoint(path, about, arrays, whole)
-    _freeze(plain)
-    return loaded
+    with freezing(base):
+        return _checkpoint(path, about, arrays, whole)
 
 
 def _freeze(arrays: Mapping[str, Array]) -> None:
