@@ -330,7 +330,7 @@ def headlines() -> str:
         ),
         "The same: full fine-tuning −0.62 and DoRA −0.31 in the paper": (
             f"reproduce with weight decay on norms that differ: {of_figure_2('FT')}; "
-            f"{of_figure_2('DoRA')}; without both, no method's slope is negative",
+            f"{of_figure_2('DoRA')}; without decay none is negative",
             "figure2",
         ),
         "DoRA ahead of LoRA at every rank (figure 5)": (

@@ -14,7 +14,7 @@ from test_training import classify, problem
 
 from minidora import nn, training
 from minidora._files import digest
-from minidora.training import checkpoint, data, described
+from minidora.training import checkpoint, data
 from tests.stress import flips
 
 
@@ -431,7 +431,7 @@ def test_memory_mapped_arrays_may_be_empty_and_must_be_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("norm_axis", ["per_output", "per_input"])
-def test_a_magnitude_alone_is_dora_of_rank_0(norm_axis, tmp_path, monkeypatch):
+def test_a_magnitude_alone_is_dora_of_rank_0(norm_axis, tmp_path):
     """Files with the layer that once stood for it come as a DoRALinear without A and B."""
     rng = np.random.default_rng(0)
     base = nn.Linear.init(4, 3, rng)
@@ -443,7 +443,6 @@ def test_a_magnitude_alone_is_dora_of_rank_0(norm_axis, tmp_path, monkeypatch):
     written(tmp_path / "m", about | {"kind": "model"}, whole)
     sums = {name: digest({"": a}) for name, a in (("weight", base.weight), ("bias", base.bias))}
     written(tmp_path / "a", about | {"kind": "adapter", "relies_on": sums}, {"m": m})
-    monkeypatch.delitem(described.KINDS, "MagnitudeLinear", raising=False)
     x = rng.normal(size=(5, 4)).astype("float32")
     W = W0 = base.weight.astype("float64")
     axis = 1 if norm_axis == "per_output" else 0

@@ -18,10 +18,10 @@ long vector turns less. ΔM is the mean of |growth|, and what it does with m, Λ
 - Λ > ΔD: |growth| ≈ m Λ rises with m, while ΔD falls. The correlation is negative.
 
 Growth with its sign, about u² / 2m - Λ m + ρ, falls with m at every Λ, more steeply the larger Λ
-is: its correlation with ΔD does not turn over, only the absolute value in ΔM makes it. LoRA's decay
-acts on A and B, never on W0: Λ = 0. DoRA's norm is |m|, a parameter that decays by itself:
-`moved_magnitude`. Between checkpoints |growth| and ΔD both rise, so pooling over them adds to the
-correlation: it turns later, or, where norms are nearly one, never.
+is: at one checkpoint its correlation with ΔD does not turn over, the absolute value in ΔM does.
+LoRA's decay acts on A and B, never on W0: Λ = 0. DoRA's norm is |m|, a parameter that decays by
+itself: `moved_magnitude`. Between checkpoints |growth| and ΔD both rise, so pooling over them adds
+to the correlation: it turns later, or, where norms are nearly one, never.
 """
 
 import math

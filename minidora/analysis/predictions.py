@@ -35,7 +35,8 @@ class Correlations(NamedTuple):
 def correlations_of(moves: Changes, *, signed: bool = False) -> Correlations:
     """The correlations of vectors that moved so; arrays of (checkpoints, layers, vectors).
 
-    signed: of growth with its sign in place of |growth|; by the law that stays positive.
+    signed: of growth with its sign in place of |growth|. Over norms that differ, at one checkpoint,
+    decay does not turn that one; pooled over time it may, for norms shrink while vectors turn.
     """
     growth = moves.growth if signed else np.abs(moves.growth)
     dM, dD = growth.mean(2), moves.turn.mean(2)  # (checkpoints, layers)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .decay_runs import METHODS, PULLS, SPREADS, run_of, summary, transformer_only
+from .decay_runs import METHODS, PULLS, SPREADS, run_name, run_of, summary, transformer_only
 from .experiment import Experiment, Settings
 from .tables import markdown
 
@@ -10,7 +10,7 @@ from .tables import markdown
 def configuration() -> Settings:
     """ΔM against ΔD over weight decay and the spread of norms, five methods, as in figure 2."""
     runs = {
-        f"{method}, spread {spread:g}, Λ {pull:g}": run_of(method, pull, spread)
+        run_name(method, pull, spread): run_of(method, pull, spread)
         for method in METHODS
         for spread in SPREADS
         for pull in PULLS
@@ -22,7 +22,7 @@ def short() -> Settings:
     """Three methods with and without decay, one spread, one seed: for the tests."""
     pulls = {"FT": 0.03, "LoRA": 0.3, "DoRA": 0.3}
     runs = {
-        f"{method}, spread 2, Λ {pull:g}": run_of(method, pull, 2)
+        run_name(method, pull, 2): run_of(method, pull, 2)
         for method, most in pulls.items()
         for pull in (0, most)
     }
@@ -32,27 +32,33 @@ def short() -> Settings:
 def table(summed: dict[str, Any]) -> str:
     """Pooled r for q / v, a row for each method and spread, a column for each Λ.
 
-    A star where Student's interval over the seeds is clear of zero; then the ΔD of q at Λ = 0, and
-    the last checkpoint alone for norms spread by 2.
+    A star where Student's interval over the seeds is clear of zero; at the right the ΔD of q at
+    Λ = 0. Then, for fewer spreads, the last checkpoint alone, and growth with its sign in place of
+    ΔM, pooled and at the last checkpoint.
     """
+    parts = (
+        ("pooled", "measured", "pooled", SPREADS),
+        ("last", "measured", "last", (2,)),
+        ("signed growth, pooled", "signed", "pooled", (1, 2)),
+        ("signed growth, last", "signed", "last", (1, 2)),
+    )
     rows = []
-    for way, spreads in (("pooled", SPREADS), ("last", (2,))):
+    for label, kind, way, spreads in parts:
         for method in METHODS:
             for spread in spreads:
-                runs = [summed.get(f"{method}, spread {spread:g}, Λ {pull:g}") for pull in PULLS]
-                if not any(runs):
-                    continue
-                cells = [" / ".join(_starred(run, label, way) for label in "qv") for run in runs]
-                turn = f"{runs[0]['layers']['q']['dD']:.2g}" if runs[0] else "-"
-                rows.append([f"{method}, {way}, spread {spread:g}", *cells, turn])
+                runs = [summed.get(run_name(method, pull, spread)) for pull in PULLS]
+                if any(runs):
+                    cells = [" / ".join(_starred(run, q, kind, way) for q in "qv") for run in runs]
+                    turn = f"{runs[0]['layers']['q']['dD']:.2g}" if runs[0] else "-"
+                    rows.append([f"{method}, {label}, spread {spread:g}", *cells, turn])
     head = ["r for q / v", *(f"Λ = {pull:g}" for pull in PULLS), "ΔD"]
     return markdown(head, rows)
 
 
-def _starred(run: dict[str, Any] | None, label: str, way: str) -> str:
+def _starred(run: dict[str, Any] | None, label: str, kind: str, way: str) -> str:
     if not run:
         return "-"
-    r = run["layers"][label]["measured"][way]
+    r = run["layers"][label][kind][way]
     clear = r["low"] > 0 or r["high"] < 0
     return f"{r['mean']:+.2f}{'*' if clear else ''}".replace("-", "−")
 

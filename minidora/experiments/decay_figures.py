@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis import correlate
-from .decay_runs import METHODS, SPREADS
+from .decay_runs import METHODS, SPREADS, run_name
 from .law import SELECTIONS
 
 QUERY = SELECTIONS["transformer"]["q"]
@@ -18,11 +18,6 @@ SETTINGS: dict[str, dict[str, tuple[float, float]]] = {
 """(Λ, spread of norms) of each method in the two settings held against the paper's figure."""
 
 
-def run_name(method: str, pull: float, spread: float) -> str:
-    """The name of a run of `decay`."""
-    return f"{method}, spread {spread:g}, Λ {pull:g}"
-
-
 def panels(results: dict[str, Any], seed: str = "0") -> dict[str, dict[str, tuple]]:
     """Points of the query's layers in one seed, for `plotting.slopes`."""
     rows: dict[str, dict[str, tuple]] = {}
@@ -31,11 +26,7 @@ def panels(results: dict[str, Any], seed: str = "0") -> dict[str, dict[str, tupl
         for method, (pull, spread) in methods.items():
             name = run_name(method, pull, spread)
             record = results["seeds"][seed][name]["recording"]
-            kept = [
-                i
-                for i, n in enumerate(record["names"])
-                if n.endswith(SELECTIONS["transformer"]["q"])
-            ]
+            kept = [i for i, path in enumerate(record["names"]) if path.endswith(QUERY)]
             dD, dM = (np.array(record[key])[:, kept] for key in ("dD", "dM"))
             fit = correlate(dD.ravel(), dM.ravel())
             pooled = results["summary"][name]["layers"]["q"]["measured"]["pooled"]

@@ -26,6 +26,11 @@ METHODS: dict[str, Settings] = {
 WAYS = ("pooled", "last", "within")  # of `analysis.predictions.Correlations`
 
 
+def run_name(method: str, pull: float, spread: float) -> str:
+    """The name of a run of `decay`."""
+    return f"{method}, spread {spread:g}, Λ {pull:g}"
+
+
 def run_of(method: str, pull: float, spread: float = 1, **settings: Any) -> Settings:
     """A run of one method under a pull Λ, on norms spread by a factor either way."""
     rescaled = {} if spread == 1 else {"rescale": spread}

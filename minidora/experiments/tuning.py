@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import training
 from .._boundary import Array, number
-from ..analysis.decay import pulls
+from ..analysis.decay import pulls, total_decay
 from ..nn.layer import Layer, rebuilt, walk
 from ..nn.linear import DoRALinear, LoRALinear
 from ..training.optim import Optimizer, Schedule
@@ -27,26 +27,27 @@ def schedule_of(steps: int, settings: Settings) -> Schedule:
 
 
 def weight_decay_of(steps: int, settings: Settings) -> float:
-    """The decay of AdamW, or SGD, by which the pull Λ at the end is `settings["pull"]`.
-
-    Σ rate λ is the pull while it is small, and what is meant by it here. With momentum β, SGD moves
-    by 1 / (1 - β) of its rate, and so does its decay, which is part of its gradient.
-    """
+    """The decay of AdamW, or SGD, by which Σ rate λ over the run is `settings["pull"]`."""
     if "pull" not in settings:
         return settings.get("weight_decay", 0.0)
-    schedule = schedule_of(steps, settings)
-    total = sum(schedule(step) for step in range(steps))
-    share = 1 - MOMENTUM if settings.get("optimizer") == "sgd" else 1
-    return number("pull", settings["pull"], minimum=0) * share / total
+    pull = number("pull", settings["pull"], minimum=0)
+    return pull / total_decay(_decaying_rates(steps, settings), 1.0)
 
 
 def pulls_at(steps: int, settings: Settings, checkpoints: Sequence[int]) -> list[float]:
     """Λ at these steps, 1 - Π(1 - rate λ) over the steps until then."""
+    taken = pulls(_decaying_rates(steps, settings), weight_decay_of(steps, settings))
+    return [float(taken[step - 1]) for step in checkpoints]
+
+
+def _decaying_rates(steps: int, settings: Settings) -> list[float]:
+    """The rate at which a weight decays at each step.
+
+    With momentum β, SGD moves by 1 / (1 - β) of its rate, and so does the decay in its gradient.
+    """
     schedule = schedule_of(steps, settings)
     share = 1 - MOMENTUM if settings.get("optimizer") == "sgd" else 1
-    rates = [schedule(step) / share for step in range(steps)]
-    taken = pulls(rates, weight_decay_of(steps, settings))
-    return [float(taken[step - 1]) for step in checkpoints]
+    return [schedule(step) / share for step in range(steps)]
 
 
 def optimizer_of(steps: int, settings: Settings) -> Optimizer:
@@ -70,19 +71,19 @@ class CoupledAdam(training.AdamW):
     moments have settled.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, weight_decay: float, **settings: Any) -> None:
         super().__init__(**settings)
+        self.coupled = weight_decay
         self.pulled: dict[str, float] = {}
 
     def update(self, name: str, p: Array, grad: Array, rate: float) -> None:
         """One step of Adam on grad + λ p."""
-        decay, self.weight_decay = self.weight_decay, 0.0
         spared = any(fnmatch(name, pattern) for pattern in self.no_decay)
-        super().update(name, p, grad if spared else grad + p.dtype.type(decay) * p, rate)
-        self.weight_decay = decay
+        decay = 0.0 if spared else self.coupled
+        super().update(name, p, grad + p.dtype.type(decay) * p, rate)
         second = self.state["second"][name] / (1 - self.betas[1] ** self.steps)
         share = float(np.sum(p * p / (np.sqrt(second) + self.eps)) / np.sum(p * p))
-        self.pulled[name] = self.pulled.get(name, 0.0) + rate * decay * share * (not spared)
+        self.pulled[name] = self.pulled.get(name, 0.0) + rate * decay * share
 
 
 def with_own_base(model: Model) -> Model:

@@ -91,7 +91,7 @@ def migrated(structure: dict[str, Any], whole: dict[str, Array], at: str = "") -
     """
     children_of = structure["layers"].items()
     layers = {name: migrated(child, whole, f"{at}{name}.") for name, child in children_of}
-    if structure["type"] != "MagnitudeLinear" or "MagnitudeLinear" in KINDS:
+    if structure["type"] != "MagnitudeLinear":
         return structure | {"layers": layers}
     W0 = whole[f"{at}W0"]
     whole[f"{at}A"] = np.zeros((0, W0.shape[1]), W0.dtype)
