@@ -1,11 +1,12 @@
 """The checkers behind the lessons' exercises: each shows "right", "not yet" or "wrong: why".
 
 A lesson imports the checkers of its own module (`minidora.exercises.lesson01`, ...). An exercise
-is "not yet" while its answer, or what its function returns, is still `...`.
+is "not yet" while its answer, or what its function returns, is still `...`. In a derivation each
+step is an exercise (`steps`), and what follows goes on with the right value either way.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -85,3 +86,35 @@ def same(got: ArrayLike, right: ArrayLike, why: str, tolerance: float = 1e-9) ->
     got, right = np.asarray(got, float), np.asarray(right, float)
     expect(got.shape == right.shape, f"expected shape {right.shape}, got shape {got.shape}")
     expect(relative_error(got, right) <= tolerance, why)
+
+
+def show(mark: Mark) -> None:
+    """Display a Mark in a notebook, print it elsewhere."""
+    try:
+        from IPython.display import display
+    except ImportError:
+        print(mark)
+    else:
+        display(mark)  # prints its repr outside a notebook
+
+
+def steps(right: Mapping[str, ArrayLike], tolerance: float = 1e-9) -> Callable[[str, Any], Any]:
+    """A check for the steps of a derivation, `check(name, mine)`, against these right values.
+
+    It shows a Mark, and returns what to go on with: the reader's value where it is right, the right
+    one until then. Use two names, or a second run would call the right one the reader's:
+    `dB_mine = ...`, then `dB = check("dB", dB_mine)`.
+
+    >>> check = steps({"dB": [6.0]})
+    >>> check("dB", ...)
+    not yet
+    array([6.])
+    """
+
+    def check(name: str, mine: Any) -> Any:
+        reference = np.asarray(right[name], float)
+        mark = checker(lambda answer: same(answer, reference, f"{name} has other values"))(mine)
+        show(mark)
+        return mine if mark == "right" else reference
+
+    return check
