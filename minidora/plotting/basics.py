@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from .style import BLUE, GREEN, GREY, MARKERS, ORANGE, PALETTE, PURPLE, places_of
+from .style import BLUE, GREEN, GREY, MARKERS, ORANGE, PALETTE, PURPLE, color_of, places_of
 from .style import figure as opened
 
 
@@ -96,7 +96,7 @@ def bars(
                 list(heights.values()),
                 0.92 * width,
                 label=series,
-                color=PALETTE[i],
+                color=color_of(series, i),
                 hatch=("", "//", "..", "xx")[i % 4],
                 edgecolor="white",
             )
@@ -137,11 +137,11 @@ def curves(
             dashes = ("-", "--", "-.", ":")[i % 4]
             if np.ndim(y) == 2:
                 ax.fill_between(
-                    x, np.min(y, 0), np.max(y, 0), color=PALETTE[i % 7], alpha=0.2, lw=0
+                    x, np.min(y, 0), np.max(y, 0), color=color_of(label, i), alpha=0.2, lw=0
                 )
                 y = np.mean(y, 0)
             dashes = "none" if np.ptp(x) == 0 else dashes  # points above one another, not a line
-            ax.plot(x, y, ls=dashes, marker=marker, ms=5, color=PALETTE[i % 7], label=label)
+            ax.plot(x, y, ls=dashes, marker=marker, ms=5, color=color_of(label, i), label=label)
         if "x" in log:
             ax.set_xscale("log")
             ticks = np.unique(np.concatenate([np.ravel(x) for x, _ in lines.values()]))
@@ -195,7 +195,7 @@ def scatter(
     columns = len(clouds)
     with opened(1, columns, (3.3 * columns, 3.3), squeeze=False) as (figure, axes):
         for i, (name, (x, y)) in enumerate(clouds.items()):
-            axes[0, i].plot(x, y, MARKERS[i], ms=4, alpha=0.7, color=PALETTE[i])
+            axes[0, i].plot(x, y, MARKERS[i], ms=4, alpha=0.7, color=color_of(name, i))
             axes[0, i].set(title=name, xlabel=xlabel)
             axes[0, i].locator_params(axis="x", nbins=4)
             axes[0, i].ticklabel_format(axis="x", scilimits=(-2, 3))

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from .style import GREY, MARKERS, PALETTE, places_of
+from .style import GREY, MARKERS, color_of, places_of
 from .style import figure as opened
 
 
@@ -78,7 +78,7 @@ def intervals(
                 xerr=np.maximum([mean - low, high - mean], 0),
                 ls="",
                 marker=MARKERS[places[name] % 7],
-                color=PALETTE[places[name] % 7],
+                color=color_of(name, places[name]),
                 ms=5,
                 label=name,
             )
@@ -115,7 +115,7 @@ def layer_bars(
                     mean,
                     0.92 * width,
                     yerr=np.maximum([mean - low, high - mean], 0),
-                    color=PALETTE[k],
+                    color=color_of(label, k),
                     hatch=("", "//", "..", "xx")[k % 4],
                     edgecolor="white",
                     ecolor="#333333",
@@ -131,9 +131,13 @@ def layer_bars(
 
 
 def within_matrix(
-    clouds: Mapping[str, tuple], *, title: str = "", ylabel: str = "|growth of ‖w‖|"
+    clouds: Mapping[str, tuple],
+    *,
+    title: str = "",
+    xlabel: str = "turn 1 − cos",
+    ylabel: str = "|growth of ‖w‖|",
 ) -> Figure:
-    """The vectors of one matrix, a panel for each method: {name: (turn, growth, fit)}.
+    """The vectors of one matrix, or other points, a panel for each method: {name: (x, y, fit)}.
 
     fit: a `Correlation`, whose line is drawn, or None.
     """
@@ -141,12 +145,12 @@ def within_matrix(
         for k, (ax, (name, (turn, change, fit))) in enumerate(
             zip(axes[0], clouds.items(), strict=True)
         ):
-            ax.plot(turn, change, MARKERS[k % 7], ms=5, alpha=0.7, color=PALETTE[k % 7])
+            ax.plot(turn, change, MARKERS[k % 7], ms=5, alpha=0.7, color=color_of(name, k))
             if fit is not None:
                 ends = np.array([np.min(turn), np.max(turn)])
                 ax.plot(ends, fit.slope * ends + fit.intercept, color=GREY, lw=1.5, zorder=0)
             label = name if fit is None else f"{name}: r = {fit.r:+.2f}"
-            ax.set(title=label, xlabel="turn 1 − cos")
+            ax.set(title=label, xlabel=xlabel)
             ax.locator_params(nbins=5)
             ax.ticklabel_format(scilimits=(-3, 3))
         axes[0, 0].set_ylabel(ylabel)
@@ -155,19 +159,22 @@ def within_matrix(
 
 
 def growth(clouds: Mapping[str, tuple], *, title: str = "") -> Figure:
-    """Growth of every norm against what Pythagoras predicts. clouds: {name: (predicted, grown)}."""
+    """Growth of every norm against what Pythagoras predicts. clouds: {name: (predicted, grown)}.
+
+    A panel's axes have one scale, so that the line of the prediction is its diagonal.
+    """
     columns = len(clouds)
     with opened(1, columns, (3.1 * columns, 3.4), squeeze=False) as (figure, axes):
         for i, (name, (predicted, grown)) in enumerate(clouds.items()):
             ax = axes[0, i]
-            ends = [(min(np.min(v), 0), max(np.max(v), 0)) for v in (predicted, grown)]
-            across, up = (
-                (low - 0.06 * (high - low), high + 0.06 * (high - low)) for low, high in ends
-            )
-            ax.plot(across, across, color=GREY, lw=1, label="update at a right angle")
+            low = min(np.min(predicted), np.min(grown), 0)
+            high = max(np.max(predicted), np.max(grown), 0)
+            ends = np.array([low, high]) + 0.06 * (high - low) * np.array([-1, 1])
+            ax.plot(ends, ends, color=GREY, lw=1, label="update at a right angle")
             ax.axhline(0, color="#dddddd", zorder=0)
-            ax.plot(predicted, grown, MARKERS[i], ms=4, alpha=0.7, color=PALETTE[i])
-            ax.set(title=name, xlabel="predicted: m / (1 − ΔD) − m", xlim=across, ylim=up)
+            ax.plot(predicted, grown, MARKERS[i], ms=4, alpha=0.7, color=color_of(name, i))
+            ax.set(title=name, xlabel="predicted: m / (1 − ΔD) − m", xlim=ends, ylim=ends)
+            ax.locator_params(nbins=4)
         axes[0, 0].set_ylabel("measured growth of ‖w‖")
         figure.legend(
             *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=9

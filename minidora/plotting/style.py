@@ -20,6 +20,15 @@ METHOD_COLORS = {  # one colour a method, in every figure
     "LoRA, decaying base": "#56B4E9",
     "DoRA": GREEN,
     "DoRA detached": PURPLE,
+    "magnitude": "#000000",
+}
+SYNONYMS = {
+    "full": "FT",
+    "full fine-tuning": "FT",
+    "DoRA, exact": "DoRA",
+    "DoRA, detached": "DoRA detached",
+    "magnitude only": "magnitude",
+    "m only": "magnitude",
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLE = {
@@ -39,6 +48,12 @@ def places_of(labels: Iterable[str], order: Sequence[str]) -> dict[str, int]:
     """{label: its place in the palette}: those in `order` first, the others after them."""
     every = list(dict.fromkeys([*order, *labels]))
     return {label: every.index(label) for label in labels}
+
+
+def color_of(label: str, place: int) -> str:
+    """The method's own colour where the label names one, else the palette's at this place."""
+    method = SYNONYMS.get(label, label)
+    return METHOD_COLORS.get(method, PALETTE[place % len(PALETTE)])
 
 
 @contextmanager
