@@ -32,6 +32,19 @@ SCALE = """class Scale(torch.autograd.Function):
         z, g = ctx.saved_tensors
         return """
 
+UNTRAINED = """def untrained(norms, u, pull, rng):
+    def directions():
+        v = rng.normal(size=(len(norms), 32, 32))
+        return v / np.linalg.norm(v, axis=-1, keepdims=True)
+
+    w0 = np.reshape(norms, (-1, 1, 1)) * directions()
+    w = {decay} + u * directions()
+    m0, m = np.linalg.norm(w0, axis=-1), np.linalg.norm(w, axis=-1)
+    dM = {change}.mean(1)
+    dD = (1 - (w * w0).sum(-1) / (m * m0)).mean(1)
+    return np.corrcoef(dD, dM)[0, 1]
+"""
+
 WRONG = {  # lesson: for each exercise, answers its checker must call wrong
     "01_decomposition": [
         [
@@ -155,14 +168,6 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
     ],
     "09_magnitude_direction": [
         [
-            "def delta(W0, W):\n    m0, m = np.linalg.norm(W0, axis=0), np.linalg.norm(W, axis=0)\n"
-            "    return (m - m0).mean(), (1 - (W * W0).sum(0) / (m * m0)).mean()",
-            "def delta(W0, W):\n    m0, m = np.linalg.norm(W0, axis=0), np.linalg.norm(W, axis=0)\n"
-            "    return np.abs(m - m0).mean(), ((W * W0).sum(0) / (m * m0)).mean()",
-            "def delta(W0, W):\n"
-            "    found = analysis.changes(W0, W, 'per_output')\n    return found.dM, found.dD",
-        ],
-        [
             "def equalised(W0, W):\n    n = np.linalg.norm(W, axis=1, keepdims=True)\n"
             "    return W / n * n.mean()",
             "def equalised(W0, W):\n    update = W - W0\n"
@@ -170,9 +175,27 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "def equalised(W0, W):\n    return W",
         ],
         [
+            "turn_mine = u**2 / (2 * m**2)",
+            "turn_mine = 1 - m / np.sqrt(m**2 + u**2)",
+            "turn_mine = (1 - pull) * m / np.sqrt(((1 - pull) * m) ** 2 + u**2)",
+        ],
+        [
+            "growth_mine = m * turn / (1 - turn)",
+            "growth_mine = m * (turn - pull)",
+            "growth_mine = m * (pull - turn) / (1 - turn)",
+        ],
+        [
+            UNTRAINED.format(decay="w0", change="abs(m - m0)"),
+            UNTRAINED.format(decay="(1 - pull) * w0", change="(m - m0)"),
+            UNTRAINED.format(decay="(1 - pull / 3) * w0", change="abs(m - m0)"),
+            "def untrained(norms, u, pull, rng):\n    return 0.97",
+        ],
+        ["between = 0.001", "between = 0.6", "between = 1.5", "between = 'ΔD'"],
+        [
             "fisher_interval = (-0.5 - 1.96 / 3, -0.5 + 1.96 / 3)",
             "fisher_interval = tuple(np.arctanh(-0.5) + np.array([-1, 1]) * 1.96 / 3)",
             "fisher_interval = tuple(np.tanh(np.arctanh(-0.5) + np.array([-1, 1]) / 3))",
+            "fisher_interval = tuple(np.tanh(np.arctanh(-0.5) + np.array([1, -1]) * 1.96 / 3))",
             "fisher_interval = -0.5",
         ],
     ],
@@ -321,9 +344,7 @@ def test_predictions_are_asked_before_the_answer_is_seen(path):
                 line = first.text.split("\n")[0]
                 assert line.endswith(":") and not re.search(r"\d", line), line
             else:
-                assert first.output_type == "display_data" and "image/png" in first.data, (
-                    cell.source
-                )
+                assert "image/png" in first.get("data", {}), cell.source
             asked = False
 
 

@@ -44,15 +44,16 @@ class Wrong(Exception):
 def checker(check: Callable) -> Callable:
     """Turn a function that raises `Wrong` into one that returns a Mark.
 
-    `check` gets the learner's answer. Whatever else the answer raises is wrong too, and named.
+    `check` gets the learner's answer, and what the lesson gives beside it. Whatever else the answer
+    raises is wrong too, and named.
     """
 
     @wraps(check)
-    def marked(answer: Any) -> Mark:
+    def marked(answer: Any, *given: Any) -> Mark:
         try:
             if answer is ...:
                 raise NotYet
-            check(answer)
+            check(answer, *given)
         except NotYet:
             return Mark("not yet")
         except Wrong as why:

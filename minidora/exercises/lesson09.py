@@ -4,33 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis import correlate
+from ..analysis.predictions import correlations_of
+from ..analysis.predictions import untrained as untrained_moves
 from . import ask, checker, expect, same
-
-
-@checker
-def delta(answer: Any) -> None:
-    """A function (W0, W) -> (ΔM, ΔD) of one matrix, a vector for each column."""
-    rng = np.random.default_rng(0)
-    W0, W = rng.normal(size=(2, 5, 3))
-    W[:, 1] *= 0.2  # one column shrinks, so that a sign shows
-    result = ask(answer, W0.copy(), W.copy())
-    expect(np.shape(result) == (2,), "return two numbers, ΔM and ΔD, each a mean over the columns")
-    dM, dD = result
-    m0, m = np.linalg.norm(W0, axis=0), np.linalg.norm(W, axis=0)
-    n0, n = np.linalg.norm(W0, axis=1), np.linalg.norm(W, axis=1)
-    cos, cos_rows = (W0 * W).sum(0) / m0 / m, (W0 * W).sum(1) / n0 / n
-    expect(not np.isclose(dM, 1 - cos.mean()), "ΔM first, then ΔD")
-    expect(not np.isclose(dM, (m - m0).mean()), "growth and shrinkage cancel: take |m - m0| first")
-    expect(not np.isclose(dM, np.abs(n - n0).mean()), "ΔM: these are rows; columns were asked for")
-    expect(not np.isclose(dD, 1 - cos_rows.mean()), "ΔD: these are rows; columns were asked for")
-    expect(not np.isclose(dD, np.arccos(cos).mean()), "that is the angle; ΔD is 1 - its cosine")
-    long = np.linalg.norm(W - W0, axis=0).mean()
-    expect(not np.isclose(dM, long), "that is the length of the update, not the change of length")
-    same(dM, np.abs(m - m0).mean(), "ΔM is the mean of | ‖w‖ - ‖w0‖ |")
-    expect(not np.isclose(dD, cos.mean()), "that is the cosine; ΔD is 1 - cos")
-    whole = (W0 * W).sum() / np.linalg.norm(W0) / np.linalg.norm(W)
-    expect(not np.isclose(dD, 1 - whole), "one cosine for each column, then the mean")
-    same(dD, 1 - cos.mean(), "ΔD is the mean over columns of 1 - cos(w, w0)")
 
 
 @checker
@@ -64,7 +41,8 @@ def fisher_interval(answer: Any) -> None:
     """The 95 % interval of r = -0.5 over 12 points."""
     got = np.asarray(answer, float)
     expect(got.shape == (2,), f"two numbers, low and high; got shape {got.shape}")
-    low, high = np.sort(got)
+    low, high = got
+    expect(low <= high, "the low end first, then the high one")
     z, half = np.arctanh(-0.5), 1.96 / 3
 
     def near(a, b):
@@ -82,3 +60,47 @@ def fisher_interval(answer: Any) -> None:
     steep = 1.96 / 9
     expect(not near(np.tanh(z - steep), np.tanh(z + steep)), "the root of n - 3 is missing")
     expect(near(np.tanh(z - half), np.tanh(z + half)), "tanh(atanh(r) ± 1.96 / sqrt(n - 3))")
+
+
+@checker
+def untrained(answer: Any) -> None:
+    """A function (norms, u, pull, rng) -> r over the layers of random vectors."""
+    norms, u, draws = np.geomspace(0.5, 2, 6), 0.5, 40
+    r = {}
+    for pull in (0, 0.3):
+        rng = np.random.default_rng(0)
+        drawn = [ask(answer, norms.copy(), u, pull, rng) for _ in range(draws)]
+        expect(np.shape(drawn) == (draws,), "return one number, the correlation over six layers")
+        expect(len(set(map(float, drawn))) > 1, "draw the directions from `rng`")
+        rng = np.random.default_rng(1)
+        layers = np.repeat(norms[:, None], 32, 1)
+        right = [
+            correlations_of(untrained_moves(layers, [u], [pull], 32, rng)).last
+            for _ in range(draws)
+        ]
+        r[pull] = np.mean(drawn), np.mean(right)
+    (without, right_without), (decayed, right_decayed) = r[0], r[0.3]
+    expect(
+        abs(without - right_without) < 0.05,
+        f"without decay r is {without:+.2f}, not about {right_without:+.2f}: six points, ΔM and ΔD"
+        " means over a layer's vectors, u the length of each update",
+    )
+    expect(abs(decayed - without) > 1e-9, "decay changes nothing: w = (1 - pull) * w0 + ...")
+    expect(decayed < 0, "with decay r is positive: is ΔM the mean of the *absolute* growth?")
+    expect(
+        abs(decayed - right_decayed) < 0.08,
+        f"with decay r is {decayed:+.2f}, not about {right_decayed:+.2f}",
+    )
+
+
+@checker
+def between(answer: Any, tune: Any) -> None:
+    """A Λ at which k's slope is negative and o's positive, run by the lesson's `tune`."""
+    pull = float(answer)
+    expect(0 <= pull <= 1, f"Λ is a share, from 0 to 1; got {pull:g}")
+    run = tune("FT of q and v", rate=3e-3, spread=2, targets=("k", "o"), pull=pull)
+    moves = {layer: run.rows.only(f"attn.{layer}") for layer in ("k", "o")}
+    r = {layer: correlate(rows.dD[-1], rows.dM[-1]).r for layer, rows in moves.items()}
+    ran = f"at Λ = {pull:.3g} k's r is {r['k']:+.2f}, o's {r['o']:+.2f}"
+    expect(r["k"] < 0, f"{ran}: k has not turned; is Λ above k's ΔD?")
+    expect(r["o"] > 0, f"{ran}: o has turned too; is Λ below o's ΔD?")

@@ -41,7 +41,7 @@ def magnitude_direction(
                 label = f"{name}: r = {fit.r:+.2f}"
             ax.set(title=label, xlabel="ΔD")
             ax.locator_params(nbins=5)
-            ax.ticklabel_format(scilimits=(-3, 3))
+            ax.ticklabel_format(scilimits=(-2, 3))
         axes[0, 0].set_ylabel("ΔM")
         handles = [plt.Line2D([], [], ls="", marker="o", color=c) for c in colors]
         times = [
@@ -152,7 +152,7 @@ def within_matrix(
             label = name if fit is None else f"{name}: r = {fit.r:+.2f}"
             ax.set(title=label, xlabel=xlabel)
             ax.locator_params(nbins=5)
-            ax.ticklabel_format(scilimits=(-3, 3))
+            ax.ticklabel_format(scilimits=(-2, 3))
         axes[0, 0].set_ylabel(ylabel)
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
