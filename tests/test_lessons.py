@@ -81,17 +81,65 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
         ["bug = 'wrong axis'", "bug = 'eps'"],
     ],
     "04_gradients": [
+        ["dxW_mine, dbias_mine = dy, dy.mean(0)", "dxW_mine, dbias_mine = 2 * dy, dy.sum(0)"],
         [
+            "dW_mine, dx_mine = x.T @ dxW, dxW @ W",
+            "dW_mine, dx_mine = dxW.T @ x, dxW @ V",
+            "dW_mine, dx_mine = dxW.T @ x / 5, ...",
+        ],
+        [
+            "dm_mine, dunit_mine = (dW * unit).sum(1), m * dW",
+            "dm_mine, dunit_mine = (dW * W).sum(1, keepdims=True), m * dW",
+            "dm_mine, dunit_mine = (dW * unit).sum(1, keepdims=True), dW",
+        ],
+        [
+            "dV_direct_mine, dc_mine = dunit / c, (dunit * V / c**2).sum(1, keepdims=True)",
+            "dV_direct_mine, dc_mine = dunit / c, -(dunit * V / c).sum(1, keepdims=True)",
+            "dV_direct_mine, dc_mine = dunit, -(dunit * V / c**2).sum(1, keepdims=True)",
+            "dV_direct_mine, dc_mine = dunit / c, -dunit * V / c**2",
+        ],
+        ["dsq_mine = dc * 2 * c", "dsq_mine = dc / (2 * c**2)", "dsq_mine = dc / c"],
+        [
+            "dV_mine = 2 * V * dsq",
+            "dV_mine = dV_direct",
+            "dV_mine = dV_direct + V * dsq",
+            "dV_mine = dV_direct - 2 * V * dsq",
+        ],
+        [
+            "dA_mine, dB_mine = B.T @ dV, dV @ A.T",
+            "dA_mine, dB_mine = dV @ A.T, B.T @ dV",
+            "dA_mine, dB_mine = scale * B.T @ dV, dV @ A.T",
+        ],
+        [
+            "dm_short_mine = (G * V).sum(1, keepdims=True) / c\n"
+            "dV_short_mine = m / c * (G - V * (G * V).sum() / (V * V).sum())",
+            "dm_short_mine = (G * V).sum(1, keepdims=True) / c\n"
+            "dV_short_mine = m / c * (G - V * (G * V).sum(1, keepdims=True) / c)",
+            "dm_short_mine = (G * V).sum(1, keepdims=True) / m\ndV_short_mine = dV",
+            "dm_short_mine = dm\ndV_short_mine = m / c * G",
+        ],
+        ["dV_detached_mine = dV", "dV_detached_mine = m * G", "dV_detached_mine = G"],
+        [
+            "def dm_and_dB(G, V, A, m, scale):\n    c = np.linalg.norm(V, axis=0)\n"
+            "    return (G * V).sum(0) / c, scale * (m / c * G) @ A.T",
+            "def dm_and_dB(G, V, A, m, scale):\n    c = np.linalg.norm(V, axis=0)\n"
+            "    dm = (G * V).sum(0) / c\n    return dm, (m / c * (G - dm / c * V)) @ A.T",
             "def dm_and_dB(G, V, A, m, scale):\n    c = np.linalg.norm(V, axis=1)\n"
-            "    return (G * V).sum(1) / c, scale * ((m / c)[:, None] * G) @ A.T",
+            "    return (G * V).sum(1) / c, scale * G @ A.T",
             "def dm_and_dB(G, V, A, m, scale):\n    c = np.linalg.norm(V, axis=1)\n"
             "    dm = (G * V).sum(1) / c\n"
-            "    return dm, ((m / c)[:, None] * (G - (dm / c)[:, None] * V)) @ A.T",
-            "def dm_and_dB(G, V, A, m, scale):\n    return (G * V).sum(1), G @ A.T",
+            "    return dm, scale * ((m / c)[:, None] * (G - (dm / c)[:, None] * V)) @ A.T",
         ],
         [
             "wrong_terms = ('scale in dA', '1 / c in dm', 'W in dx')",
             "wrong_terms = ('dA', 'dm', 'dx')",
+            "wrong_terms = ('projection in dV', '1 / c in dm')",
+        ],
+        [
+            "best_h, best_error = 1e-5, 1e-10",
+            "best_h, best_error = 1e-5, 1e-3",
+            "best_h, best_error = 0.5, 1e-2",
+            "best_h, best_error = 1e-2, 0.5",
         ],
     ],
     "05_projection": [
