@@ -35,24 +35,40 @@ SCALE = """class Scale(torch.autograd.Function):
 WRONG = {  # lesson: for each exercise, answers its checker must call wrong
     "01_decomposition": [
         [
-            "def split_rows(W):\n    m = np.sqrt((W**2).sum(0))\n    return m, W / m",
-            "def split_rows(W):\n    with np.errstate(all='ignore'):\n"
-            "        m = np.linalg.norm(W, axis=1)\n        return m, W / m[:, None]",
-            "split_rows = lambda W: undefined_name",
-            "def split_rows(W):\n    m = np.sqrt((W**2).sum(1) + 1e-12)\n"
-            "    return m, W / m[:, None]",
-            "def split_rows(W):\n    pass",
+            "def split_blocks(W, k):\n    return decompose(W, 'per_output')",
+            "def split_blocks(W, k):\n    blocks = W.reshape(-1, k, W.shape[1])\n"
+            "    m = np.sqrt((blocks**2).sum((1, 2)))\n    with np.errstate(all='ignore'):\n"
+            "        return m, (blocks / m[:, None, None]).reshape(W.shape)",
+            "def split_blocks(W, k):\n    blocks = W.reshape(-1, k, W.shape[1])\n"
+            "    m = np.sqrt((blocks**2).sum((1, 2)) + 1e-12)\n"
+            "    return m, (blocks / m[:, None, None]).reshape(W.shape)",
+            "def split_blocks(W, k):\n    m, V = decompose(W, 'per_output')\n"
+            "    return m.reshape(-1, k).sum(1), V",
+            "def split_blocks(W, k):\n    blocks = W.reshape(k, -1, W.shape[1])\n"
+            "    m = np.sqrt((blocks**2).sum((0, 2)) + 1e-24)\n"
+            "    return m, (blocks / m[:, None]).reshape(W.shape)",
+            "def split_blocks(W, k):\n    m, V = decompose(W, 'per_output')\n"
+            "    return np.sqrt((m.reshape(-1, k)**2).sum(1)), V",
+            "split_blocks = lambda W, k: undefined_name",
+            "def split_blocks(W, k):\n    pass",
         ],
         [
-            "def louder(W, row, factor):\n    W[row] *= factor\n    return W",
-            "def louder(W, row, factor):\n    return W * factor",
-            "def louder(W, row, factor):\n    V = W.copy()\n    V[:, row] *= factor\n    return V",
+            "called = np.bincount((X[test] @ W_digits.T).argmax(1))",
+            "called, loud = [], W_digits.copy()\nfor k in range(10):\n    loud[k] *= 3\n"
+            "    called.append(((X[test] @ loud.T).argmax(1) == k).sum())",
+            "called = []\nfor k in range(10):\n    loud = W_digits.copy()\n    loud[k] *= 2\n"
+            "    called.append(((X[test] @ loud.T).argmax(1) == k).sum())",
+            "called = []\nfor k in range(10):\n    loud = W_digits.copy()\n    loud[:, k] *= 3\n"
+            "    called.append(((X[test] @ loud.T).argmax(1) == k).sum())",
+            "called = 94",
         ],
         [
-            "shapes = ((768,), (3072,))",
-            "shapes = ((3072, 1), (1, 768))",
-            "shapes = ((3072), (768))",
-            "shapes = ((3072,),)",
+            "shapes = ((768,), (3072,), (48,))",
+            "shapes = ((3072, 1), (1, 768), (48,))",
+            "shapes = ((3072), (768), (48))",
+            "shapes = ((3072,), (768,))",
+            "shapes = ((3072,), (768,), (12,))",
+            "shapes = ((3072,), (768,), (64,))",
         ],
     ],
     "02_low_rank_update": [
@@ -69,16 +85,49 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
     ],
     "03_dora_layer": [
         [
-            "def merged_weight(W0, A, B, m, scale):\n"
-            "    c = norms(W0, 'per_output')\n"
-            "    return m[:, None] * (W0 + scale * B @ A) / c[:, None]",
-            "def merged_weight(W0, A, B, m, scale):\n"
-            "    V = W0 + B @ A\n    return m[:, None] * V / norms(V, 'per_output')[:, None]",
-            "def merged_weight(W0, A, B, m, scale):\n    return W0 + scale * B @ A",
+            "V_mine = W0 + B @ A\nc_mine = np.linalg.norm(V_mine, axis=1)",
+            "V_mine = scale * B @ A\nc_mine = np.linalg.norm(W0, axis=1)",
+            "V_mine = W0 + scale * B @ A\nc_mine = np.linalg.norm(W0, axis=1)",
+            "V_mine = W0 + scale * B @ A\nc_mine = np.linalg.norm(V_mine, axis=0)",
         ],
-        ["def extra_parameters(d_out, d_in, norm_axis):\n    return d_in"],
-        ["def magnitude_back(W, W0, A, B, scale):\n    return norms(W, 'per_output')"],
-        ["bug = 'wrong axis'", "bug = 'eps'"],
+        ["W_mine = m[:, None] * V", "W_mine = V / c[:, None]", "W_mine = c[:, None] * V"],
+        [
+            "y_mine = (x @ W.T + bias) * m / c",
+            "y_mine = x @ V.T + bias",
+            "y_mine = x @ W.T",
+            "y_mine = W @ x.T + bias[:, None]",
+        ],
+        [
+            "added_mine = scale * B @ A",
+            "added_mine = W",
+            "added_mine = W0 - W",
+            "added_mine = (m / c)[:, None] * scale * B @ A",
+        ],
+        [
+            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + scale * B @ A\n"
+            "    return m * V / np.linalg.norm(W0, axis=0)",
+            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + B @ A\n"
+            "    return m * V / np.linalg.norm(V, axis=0)",
+            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + scale * B @ A\n"
+            "    return m[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)",
+            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + scale * B @ A\n"
+            "    return m * V / np.linalg.norm(V, axis=1, keepdims=True)",
+        ],
+        [
+            "def magnitude_back(W, W0, A, B, scale):\n    return norms(W, 'per_output')",
+            "def magnitude_back(W, W0, A, B, scale):\n"
+            "    return norms(W, 'per_output') * np.sign((W * W0).sum(1))",
+            "def magnitude_back(W, W0, A, B, scale):\n"
+            "    return (W * W0).sum(1) / norms(W0, 'per_output')",
+        ],
+        ["bug = 'norm of W0'", "bug = 'm squared'", "bug = 'eps'", "bug = 'B A subtracted'"],
+        [
+            "W_pixels, accuracy_pixels = trained['m alone'], acc['m alone']",
+            "W_pixels, accuracy_pixels = trained['DoRA'], acc['DoRA']",
+            "W_pixels, accuracy_pixels = base * np.linspace(1, 2, 64), 0.7",
+            "W_pixels = base * np.linspace(1, 1.1, 64)\n"
+            "accuracy_pixels = accuracy(X_turned, W_pixels)",
+        ],
     ],
     "04_gradients": [
         ["dxW_mine, dbias_mine = dy, dy.mean(0)", "dxW_mine, dbias_mine = 2 * dy, dy.sum(0)"],
