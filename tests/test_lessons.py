@@ -78,10 +78,29 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "    return x.T @ (scale * dy @ B), scale * dy.T @ (x @ A.T)",
         ],
         [
-            "def right_angle_growth(m, dD):\n    return m / (1 - dD)",
-            "def right_angle_growth(m, dD):\n    return m * dD",
+            "def turn_only(w, across, dD):\n    m = np.linalg.norm(w)\n"
+            "    return across / np.linalg.norm(across) * m * np.sqrt(1 / (1 - dD) ** 2 - 1)",
+            "def turn_only(w, across, dD):\n    sine = np.sqrt(1 - (1 - dD) ** 2)\n"
+            "    return (1 - dD) * w + sine * across * np.linalg.norm(w) / np.linalg.norm(across)",
+            "def turn_only(w, across, dD):\n    sine = np.sqrt(1 - (1 - dD) ** 2)\n"
+            "    return sine * across - dD * w",
+            "def turn_only(w, across, dD):\n    return -dD * w",
+            "def turn_only(w, across, dD):\n    sine = np.sqrt(1 - (1 - dD) ** 2)\n"
+            "    across = across * np.linalg.norm(w) / np.linalg.norm(across)\n"
+            "    return -dD * w - sine * across",
         ],
         ["largest_rank = 64", "largest_rank = 43"],
+        [
+            "decayed, grew = {'LoRA': W_fixed[4], 'full': W_full}, ('LoRA', 'full')",
+            "decayed = {'LoRA': fit_lora(W0, W2, 4, 2.0, decay=0.3), 'full': 0.7 * W_full}\n"
+            "grew = ('LoRA', 'full')",
+            "decayed = {'LoRA': fit_lora(W0, W2, 4, 2.0, decay=0.3), 'full': 0.7 * W_full}\n"
+            "grew = 'LoRA'",
+            "decayed = {'LoRA': fit_lora(W0, W2, 8, 2.0, decay=0.3), 'full': 0.7 * W_full}\n"
+            "grew = ('LoRA',)",
+            "decayed = {'LoRA': fit_lora(W0, W2, 4, 2.0, decay=0.3), 'full': 0.7 * W_full}\n"
+            "grew = ()",
+        ],
     ],
     "03_dora_layer": [
         [
