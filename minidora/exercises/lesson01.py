@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from .._boundary import Array
 from ..decomposition import decompose
@@ -36,9 +37,11 @@ def split_blocks(answer: Any) -> None:
 def one_loud_row(W: Array, images: Array) -> Callable[[Any], Any]:
     """A checker of ten counts: how many images are called k with row k three times as loud."""
 
-    def calls(factors: Array) -> Array:
+    def calls(factors: ArrayLike) -> NDArray:
         """How many images are called by each digit's name, its rows multiplied by factors."""
-        return np.bincount((images @ (factors[:, None] * W).T).argmax(1), minlength=len(W))
+        return np.bincount(
+            (images @ (np.reshape(factors, (-1, 1)) * W).T).argmax(1), minlength=len(W)
+        )
 
     def one_at_a_time(factor: float) -> list[int]:
         return [calls(1 + (factor - 1) * row)[k] for k, row in enumerate(np.eye(len(W)))]

@@ -54,8 +54,9 @@ def _errors_in_float32(h: np.ndarray) -> np.ndarray:
     dy, directions = rng.normal(size=(5, 4)), rng.normal(size=(20, 4, 2))
 
     def loss(B: np.ndarray) -> float:
-        arrays = (a.astype(np.float32) for a in (x, W0, A, B, m))
-        return (dy * dora_forward(*arrays, scale, norm_axis="per_input")[0]).sum()
+        x32, W0_32, A32, B32, m32 = (a.astype(np.float32) for a in (x, W0, A, B, m))
+        y, _ = dora_forward(x32, W0_32, A32, B32, m32, scale, norm_axis="per_input")
+        return float((dy * y).sum())
 
     dB = dora_backward(dy, dora_forward(x, W0, A, B, m, scale, norm_axis="per_input")[1]).dB
     right = (dB * directions).sum((1, 2))
