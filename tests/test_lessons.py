@@ -48,24 +48,40 @@ UNTRAINED = """def untrained(norms, u, pull, rng):
 WRONG = {  # lesson: for each exercise, answers its checker must call wrong
     "01_decomposition": [
         [
-            "def split_rows(W):\n    m = np.sqrt((W**2).sum(0))\n    return m, W / m",
-            "def split_rows(W):\n    with np.errstate(all='ignore'):\n"
-            "        m = np.linalg.norm(W, axis=1)\n        return m, W / m[:, None]",
-            "split_rows = lambda W: undefined_name",
-            "def split_rows(W):\n    m = np.sqrt((W**2).sum(1) + 1e-12)\n"
-            "    return m, W / m[:, None]",
-            "def split_rows(W):\n    pass",
+            "def split_blocks(W, k):\n    return decompose(W, 'per_output')",
+            "def split_blocks(W, k):\n    blocks = W.reshape(-1, k, W.shape[1])\n"
+            "    m = np.sqrt((blocks**2).sum((1, 2)))\n    with np.errstate(all='ignore'):\n"
+            "        return m, (blocks / m[:, None, None]).reshape(W.shape)",
+            "def split_blocks(W, k):\n    blocks = W.reshape(-1, k, W.shape[1])\n"
+            "    m = np.sqrt((blocks**2).sum((1, 2)) + 1e-12)\n"
+            "    return m, (blocks / m[:, None, None]).reshape(W.shape)",
+            "def split_blocks(W, k):\n    m, V = decompose(W, 'per_output')\n"
+            "    return m.reshape(-1, k).sum(1), V",
+            "def split_blocks(W, k):\n    blocks = W.reshape(k, -1, W.shape[1])\n"
+            "    m = np.sqrt((blocks**2).sum((0, 2)) + 1e-24)\n"
+            "    return m, (blocks / m[:, None]).reshape(W.shape)",
+            "def split_blocks(W, k):\n    m, V = decompose(W, 'per_output')\n"
+            "    return np.sqrt((m.reshape(-1, k)**2).sum(1)), V",
+            "split_blocks = lambda W, k: undefined_name",
+            "def split_blocks(W, k):\n    pass",
         ],
         [
-            "def louder(W, row, factor):\n    W[row] *= factor\n    return W",
-            "def louder(W, row, factor):\n    return W * factor",
-            "def louder(W, row, factor):\n    V = W.copy()\n    V[:, row] *= factor\n    return V",
+            "called = np.bincount((X[test] @ W_digits.T).argmax(1))",
+            "called, loud = [], W_digits.copy()\nfor k in range(10):\n    loud[k] *= 3\n"
+            "    called.append(((X[test] @ loud.T).argmax(1) == k).sum())",
+            "called = []\nfor k in range(10):\n    loud = W_digits.copy()\n    loud[k] *= 2\n"
+            "    called.append(((X[test] @ loud.T).argmax(1) == k).sum())",
+            "called = []\nfor k in range(10):\n    loud = W_digits.copy()\n    loud[:, k] *= 3\n"
+            "    called.append(((X[test] @ loud.T).argmax(1) == k).sum())",
+            "called = 94",
         ],
         [
-            "shapes = ((768,), (3072,))",
-            "shapes = ((3072, 1), (1, 768))",
-            "shapes = ((3072), (768))",
-            "shapes = ((3072,),)",
+            "shapes = ((768,), (3072,), (48,))",
+            "shapes = ((3072, 1), (1, 768), (48,))",
+            "shapes = ((3072), (768), (48))",
+            "shapes = ((3072,), (768,))",
+            "shapes = ((3072,), (768,), (12,))",
+            "shapes = ((3072,), (768,), (64,))",
         ],
     ],
     "02_low_rank_update": [
@@ -75,36 +91,136 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "    return x.T @ (scale * dy @ B), scale * dy.T @ (x @ A.T)",
         ],
         [
-            "def right_angle_growth(m, dD):\n    return m / (1 - dD)",
-            "def right_angle_growth(m, dD):\n    return m * dD",
+            "def turn_only(w, across, dD):\n    m = np.linalg.norm(w)\n"
+            "    return across / np.linalg.norm(across) * m * np.sqrt(1 / (1 - dD) ** 2 - 1)",
+            "def turn_only(w, across, dD):\n    sine = np.sqrt(1 - (1 - dD) ** 2)\n"
+            "    return (1 - dD) * w + sine * across * np.linalg.norm(w) / np.linalg.norm(across)",
+            "def turn_only(w, across, dD):\n    sine = np.sqrt(1 - (1 - dD) ** 2)\n"
+            "    return sine * across - dD * w",
+            "def turn_only(w, across, dD):\n    return -dD * w",
+            "def turn_only(w, across, dD):\n    sine = np.sqrt(1 - (1 - dD) ** 2)\n"
+            "    across = across * np.linalg.norm(w) / np.linalg.norm(across)\n"
+            "    return -dD * w - sine * across",
         ],
         ["largest_rank = 64", "largest_rank = 43"],
+        [
+            "decayed, grew = {'LoRA': W_fixed[4], 'full': W_full}, ('LoRA', 'full')",
+            "decayed = {'LoRA': fit_lora(W0, W2, 4, 2.0, decay=0.3), 'full': 0.7 * W_full}\n"
+            "grew = ('LoRA', 'full')",
+            "decayed = {'LoRA': fit_lora(W0, W2, 4, 2.0, decay=0.3), 'full': 0.7 * W_full}\n"
+            "grew = 'LoRA'",
+            "decayed = {'LoRA': fit_lora(W0, W2, 8, 2.0, decay=0.3), 'full': 0.7 * W_full}\n"
+            "grew = ('LoRA',)",
+            "decayed = {'LoRA': fit_lora(W0, W2, 4, 2.0, decay=0.3), 'full': 0.7 * W_full}\n"
+            "grew = ()",
+        ],
     ],
     "03_dora_layer": [
         [
-            "def merged_weight(W0, A, B, m, scale):\n"
-            "    c = norms(W0, 'per_output')\n"
-            "    return m[:, None] * (W0 + scale * B @ A) / c[:, None]",
-            "def merged_weight(W0, A, B, m, scale):\n"
-            "    V = W0 + B @ A\n    return m[:, None] * V / norms(V, 'per_output')[:, None]",
-            "def merged_weight(W0, A, B, m, scale):\n    return W0 + scale * B @ A",
+            "V_mine = W0 + B @ A\nc_mine = np.linalg.norm(V_mine, axis=1)",
+            "V_mine = scale * B @ A\nc_mine = np.linalg.norm(W0, axis=1)",
+            "V_mine = W0 + scale * B @ A\nc_mine = np.linalg.norm(W0, axis=1)",
+            "V_mine = W0 + scale * B @ A\nc_mine = np.linalg.norm(V_mine, axis=0)",
         ],
-        ["def extra_parameters(d_out, d_in, norm_axis):\n    return d_in"],
-        ["def magnitude_back(W, W0, A, B, scale):\n    return norms(W, 'per_output')"],
-        ["bug = 'wrong axis'", "bug = 'eps'"],
+        ["W_mine = m[:, None] * V", "W_mine = V / c[:, None]", "W_mine = c[:, None] * V"],
+        [
+            "y_mine = (x @ W.T + bias) * m / c",
+            "y_mine = x @ V.T + bias",
+            "y_mine = x @ W.T",
+            "y_mine = W @ x.T + bias[:, None]",
+        ],
+        [
+            "added_mine = scale * B @ A",
+            "added_mine = W",
+            "added_mine = W0 - W",
+            "added_mine = (m / c)[:, None] * scale * B @ A",
+        ],
+        [
+            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + scale * B @ A\n"
+            "    return m * V / np.linalg.norm(W0, axis=0)",
+            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + B @ A\n"
+            "    return m * V / np.linalg.norm(V, axis=0)",
+            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + scale * B @ A\n"
+            "    return m[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)",
+            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + scale * B @ A\n"
+            "    return m * V / np.linalg.norm(V, axis=1, keepdims=True)",
+        ],
+        [
+            "def magnitude_back(W, W0, A, B, scale):\n    return norms(W, 'per_output')",
+            "def magnitude_back(W, W0, A, B, scale):\n"
+            "    return norms(W, 'per_output') * np.sign((W * W0).sum(1))",
+            "def magnitude_back(W, W0, A, B, scale):\n"
+            "    return (W * W0).sum(1) / norms(W0, 'per_output')",
+        ],
+        ["bug = 'norm of W0'", "bug = 'm squared'", "bug = 'eps'", "bug = 'B A subtracted'"],
+        [
+            "W_pixels, accuracy_pixels = trained['m alone'], acc['m alone']",
+            "W_pixels, accuracy_pixels = trained['DoRA'], acc['DoRA']",
+            "W_pixels, accuracy_pixels = base * np.linspace(1, 2, 64), 0.7",
+            "W_pixels = base * np.linspace(1, 1.1, 64)\n"
+            "accuracy_pixels = accuracy(X_turned, W_pixels)",
+        ],
     ],
     "04_gradients": [
+        ["dxW_mine, dbias_mine = dy, dy.mean(0)", "dxW_mine, dbias_mine = 2 * dy, dy.sum(0)"],
         [
+            "dW_mine, dx_mine = x.T @ dxW, dxW @ W",
+            "dW_mine, dx_mine = dxW.T @ x, dxW @ V",
+            "dW_mine, dx_mine = dxW.T @ x / 5, ...",
+        ],
+        [
+            "dm_mine, dunit_mine = (dW * unit).sum(1), m * dW",
+            "dm_mine, dunit_mine = (dW * W).sum(1, keepdims=True), m * dW",
+            "dm_mine, dunit_mine = (dW * unit).sum(1, keepdims=True), dW",
+        ],
+        [
+            "dV_direct_mine, dc_mine = dunit / c, (dunit * V / c**2).sum(1, keepdims=True)",
+            "dV_direct_mine, dc_mine = dunit / c, -(dunit * V / c).sum(1, keepdims=True)",
+            "dV_direct_mine, dc_mine = dunit, -(dunit * V / c**2).sum(1, keepdims=True)",
+            "dV_direct_mine, dc_mine = dunit / c, -dunit * V / c**2",
+        ],
+        ["dsq_mine = dc * 2 * c", "dsq_mine = dc / (2 * c**2)", "dsq_mine = dc / c"],
+        [
+            "dV_mine = 2 * V * dsq",
+            "dV_mine = dV_direct",
+            "dV_mine = dV_direct + V * dsq",
+            "dV_mine = dV_direct - 2 * V * dsq",
+        ],
+        [
+            "dA_mine, dB_mine = B.T @ dV, dV @ A.T",
+            "dA_mine, dB_mine = dV @ A.T, B.T @ dV",
+            "dA_mine, dB_mine = scale * B.T @ dV, dV @ A.T",
+        ],
+        [
+            "dm_short_mine = (G * V).sum(1, keepdims=True) / c\n"
+            "dV_short_mine = m / c * (G - V * (G * V).sum() / (V * V).sum())",
+            "dm_short_mine = (G * V).sum(1, keepdims=True) / c\n"
+            "dV_short_mine = m / c * (G - V * (G * V).sum(1, keepdims=True) / c)",
+            "dm_short_mine = (G * V).sum(1, keepdims=True) / m\ndV_short_mine = dV",
+            "dm_short_mine = dm\ndV_short_mine = m / c * G",
+        ],
+        ["dV_detached_mine = dV", "dV_detached_mine = m * G", "dV_detached_mine = G"],
+        [
+            "def dm_and_dB(G, V, A, m, scale):\n    c = np.linalg.norm(V, axis=0)\n"
+            "    return (G * V).sum(0) / c, scale * (m / c * G) @ A.T",
+            "def dm_and_dB(G, V, A, m, scale):\n    c = np.linalg.norm(V, axis=0)\n"
+            "    dm = (G * V).sum(0) / c\n    return dm, (m / c * (G - dm / c * V)) @ A.T",
             "def dm_and_dB(G, V, A, m, scale):\n    c = np.linalg.norm(V, axis=1)\n"
-            "    return (G * V).sum(1) / c, scale * ((m / c)[:, None] * G) @ A.T",
+            "    return (G * V).sum(1) / c, scale * G @ A.T",
             "def dm_and_dB(G, V, A, m, scale):\n    c = np.linalg.norm(V, axis=1)\n"
             "    dm = (G * V).sum(1) / c\n"
-            "    return dm, ((m / c)[:, None] * (G - (dm / c)[:, None] * V)) @ A.T",
-            "def dm_and_dB(G, V, A, m, scale):\n    return (G * V).sum(1), G @ A.T",
+            "    return dm, scale * ((m / c)[:, None] * (G - (dm / c)[:, None] * V)) @ A.T",
         ],
         [
             "wrong_terms = ('scale in dA', '1 / c in dm', 'W in dx')",
             "wrong_terms = ('dA', 'dm', 'dx')",
+            "wrong_terms = ('projection in dV', '1 / c in dm')",
+        ],
+        [
+            "best_h, best_error = 1e-5, 1e-10",
+            "best_h, best_error = 1e-5, 1e-3",
+            "best_h, best_error = 0.5, 1e-2",
+            "best_h, best_error = 1e-2, 0.5",
         ],
     ],
     "05_projection": [

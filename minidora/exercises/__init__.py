@@ -7,11 +7,11 @@ step is an exercise (`steps`), and what follows goes on with the right value eit
 
 import os
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ..evidence.gradcheck import relative_error
 
@@ -99,12 +99,13 @@ def show(mark: Mark) -> None:
         display(mark)  # prints its repr outside a notebook
 
 
-def steps(right: Mapping[str, ArrayLike], tolerance: float = 1e-9) -> Callable[[str, Any], Any]:
+def steps(right: Mapping[str, ArrayLike], tolerance: float = 1e-9) -> Callable[..., Any]:
     """A check for the steps of a derivation, `check(name, mine)`, against these right values.
 
     It shows a Mark, and returns what to go on with: the reader's value where it is right, the right
     one until then. Use two names, or a second run would call the right one the reader's:
-    `dB_mine = ...`, then `dB = check("dB", dB_mine)`.
+    `dB_mine = ...`, then `dB = check("dB", dB_mine)`. Several values get one Mark, the worst:
+    `dA, dB = check("dA", dA_mine, "dB", dB_mine)`.
 
     >>> check = steps({"dB": [6.0]})
     >>> check("dB", ...)
@@ -112,10 +113,24 @@ def steps(right: Mapping[str, ArrayLike], tolerance: float = 1e-9) -> Callable[[
     array([6.])
     """
 
-    def check(name: str, mine: Any) -> Any:
-        reference = np.asarray(right[name], float)
-        mark = checker(lambda answer: same(answer, reference, f"{name} has other values"))(mine)
-        show(mark)
-        return mine if mark == "right" else reference
+    def check(*names_and_answers: Any) -> Any:
+        names, answers = names_and_answers[::2], names_and_answers[1::2]
+        references = [np.asarray(right[name], float) for name in names]
+        marks, values = [], []
+        for name, mine, reference in zip(names, answers, references, strict=True):
+            marks.append(checker(partial(_step, name, reference, tolerance))(mine))
+            values.append(mine if marks[-1] == "right" else reference)
+        show(max(marks, key=lambda mark: "rnw".index(mark[0])))
+        return values[0] if len(values) == 1 else tuple(values)
 
     return check
+
+
+def _step(name: str, right: NDArray, tolerance: float, mine: Any) -> None:
+    """Raise Wrong unless `mine` is the right value of the step of this name."""
+    got = np.asarray(mine, float)
+    expect(got.shape == right.shape, f"{name}: expected shape {right.shape}, got {got.shape}")
+    times = float(np.vdot(got, right) / (np.vdot(right, right) or 1))
+    if relative_error(got, right) > tolerance >= relative_error(got, times * right):
+        raise Wrong(f"{name} is {times:.3g} times the right one")
+    expect(relative_error(got, right) <= tolerance, f"{name} has other values")

@@ -1,9 +1,12 @@
 """Checkers of lesson 02, low-rank updates."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from .._boundary import Array
+from ..decomposition import norms
 from ..evidence.gradcheck import central_differences
 from ..lora import lora_forward
 from . import ask, checker, expect, same
@@ -33,17 +36,24 @@ def lora_gradients(answer: Any) -> None:
 
 
 @checker
-def right_angle_growth(answer: Any) -> None:
-    """A function (m, dD) -> how much longer w gets by an update at a right angle to it."""
+def turn_only(answer: Any) -> None:
+    """A function (w, across, dD) -> the update that turns w towards across and keeps its length."""
     rng = np.random.default_rng(1)
-    w = rng.normal(size=6)
-    d = rng.normal(size=6)
-    d -= w * (d @ w) / (w @ w)
-    m, longer = np.linalg.norm(w), np.linalg.norm(w + d)
-    got = ask(answer, m, 1 - w @ (w + d) / (m * longer))
-    expect(not np.isclose(got, longer), "that is the new length; the growth is what it gained")
-    expect(not np.isclose(got, np.linalg.norm(d)), "that is the length of the update itself")
-    same(got, longer - m, "a right triangle: w is the leg next to the angle, w + d the hypotenuse")
+    w, across = rng.normal(size=6), 3 * rng.normal(size=6)
+    across -= w * (across @ w) / (w @ w)
+    update = ask(answer, w, across, 0.3)
+    expect(np.shape(update) == (6,), f"the update has shape {np.shape(update)}, w has (6,)")
+    m, turned = np.linalg.norm(w), w + update
+    lengths = np.linalg.norm(turned)
+    expect(not np.isclose(np.linalg.norm(update), m), "that is the new vector; give the update")
+    right_angle = np.isclose(update @ w, 0)
+    expect(not right_angle, "an update at a right angle makes w longer; a part along w is missing")
+    expect(np.isclose(lengths, m), f"w + update is {lengths / m:.3g} times as long as w")
+    turn = 1 - turned @ w / (m * lengths)
+    expect(np.isclose(turn, 0.3), f"w turned by {turn:.3g}, not by dD = 0.3")
+    unit = across / np.linalg.norm(across)
+    expect(turned @ unit > 0, "it turns away from `across`")
+    same(turned, 0.7 * w + m * np.sqrt(1 - 0.7**2) * unit, "it leaves the plane of w and across")
 
 
 @checker
@@ -51,3 +61,27 @@ def largest_rank(answer: Any) -> None:
     """The largest rank at which LoRA on a (128, 64) matrix trains fewer numbers than the matrix."""
     expect(answer != 64, "at rank 64 A and B together hold more numbers than the matrix")
     expect(answer == (128 * 64 - 1) // (128 + 64), "count A and B: r * (128 + 64) < 128 * 64")
+
+
+def with_decay(W0: Array, without_lora: Array, without_full: Array) -> Callable[[Any], Any]:
+    """A checker of (W of LoRA, W of full fine-tuning, whose rows grew), trained with decay."""
+
+    @checker
+    def check(answer: Any) -> None:
+        W_lora, W_full, grew = ask(lambda: tuple(answer))
+        for name, W, without in (("LoRA", W_lora, without_lora), ("full", W_full, without_full)):
+            expect(np.shape(W) == W0.shape, f"{name}: expected W, of shape {W0.shape}")
+            rank = np.linalg.matrix_rank(W - W0, tol=1e-8)
+            expect((rank <= 4) == (name == "LoRA"), f"{name}: its update has rank {rank}")
+            expect(not np.allclose(W, without), f"{name}: that is the W trained without decay")
+        expect(not isinstance(grew, str), "give a tuple of names; with one it needs a comma")
+        before = norms(W0, "per_output").mean()
+        growth = {
+            name: norms(W, "per_output").mean() - before
+            for name, W in (("LoRA", W_lora), ("full", W_full))
+        }
+        said = " and ".join(f"{name} by {value:+.2f}" for name, value in growth.items())
+        right = {name for name, value in growth.items() if value > 0}
+        expect(set(grew) == right, f"your rows changed their length on average: {said}")
+
+    return check
