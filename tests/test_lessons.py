@@ -32,6 +32,22 @@ SCALE = """class Scale(torch.autograd.Function):
         z, g = ctx.saved_tensors
         return """
 
+LEAN = """class Lean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, W0, A, B, m, s):
+        y, cache = forward(x, W0, A, B, m, s)
+        ctx.save_for_backward({saved})
+        ctx.s = s
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        s, arguments = ctx.s, ctx.saved_tensors[:5]
+        _, cache = forward(*arguments, s)
+        dx, dA, dB, dm = backward(dy, cache)
+        return {grads}
+"""
+
 UNTRAINED = """def untrained(norms, u, pull, rng):
     def directions():
         v = rng.normal(size=(len(norms), 32, 32))
@@ -345,10 +361,13 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             SCALE + "dy * g, None",
         ],
         [
-            "trainable = 32 * 2 * 16 * (4096 + 4096)",
-            "trainable = 32 * (16 * (4096 + 4096) + 4096)",
-            "trainable = 2 * 32 * 4096**2",
+            "Lean = DoRA",
+            LEAN.format(saved="x, W0, A, B, m, y", grads="dx, None, dA, dB, dm, None"),
+            LEAN.format(saved="x, W0, A, B, m", grads="dx, None, dA, dB, dm / s, None"),
+            LEAN.format(saved="x, W0, A, B, m", grads="dx, None, dA, s * dB, dm, None"),
+            LEAN.format(saved="x, W0, A, B, m", grads="dx, dA, dB, dm"),
         ],
+        ["rows = 512", "rows = 3072 + 256", "rows = 3000", "rows = 2**20"],
     ],
     "12_porting": [
         [

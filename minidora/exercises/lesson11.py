@@ -1,10 +1,11 @@
 """Checkers of lesson 11, the same layer in PyTorch."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from . import NotYet, checker, expect
+from . import NotYet, ask, checker, expect
 
 
 @checker
@@ -48,11 +49,46 @@ def scale(answer: Any) -> None:
 
 
 @checker
-def trainable(answer: Any) -> None:
-    """The numbers that train in 32 blocks of q and v, d = 4096, rank 16."""
-    low, magnitudes = 16 * (4096 + 4096), 4096
-    expect(answer != 64 * low, "that is A and B; the magnitudes are missing")
-    expect(answer != 32 * (low + magnitudes), "q and v in every block: two matrices")
-    expect(answer != 64 * 4096 * 4096, "W0 does not train")
-    expect(answer != 64 * (low + 1), "a magnitude for each output, not one for each matrix")
-    expect(answer == 64 * (low + magnitudes), "for each matrix r (d_in + d_out) + d_out")
+def lean(answer: Any, kept: Callable[..., float]) -> None:
+    """A Function of (x, W0, A, B, m, s) with exact gradients that keeps its arguments alone."""
+    torch.manual_seed(0)
+    x, W0, A, B, m = inputs = [
+        torch.randn(size, dtype=torch.float64, requires_grad=True)
+        for size in ((40, 5), (7, 5), (2, 5), (7, 2), (7,))
+    ]
+    frozen = W0.detach()
+    y = ask(answer.apply, x, frozen, A, B, m, 0.7)
+    V = frozen + 0.7 * B @ A
+    right = x @ (m[:, None] * V / V.norm(dim=1, keepdim=True)).T
+    expect(y.shape == right.shape and torch.allclose(y, right), "forward returns another y")
+    dy = torch.randn_like(y)
+    try:
+        grads = torch.autograd.grad(y, (x, A, B, m), dy)
+    except RuntimeError as error:
+        raise NotYet if "ellipsis" in str(error) else error from None
+    for name, got, exact in zip(
+        ("dx", "dA", "dB", "dm"), grads, torch.autograd.grad(right, (x, A, B, m), dy), strict=True
+    ):
+        expect(torch.allclose(got, exact), f"{name} is not the exact gradient")
+    given = (frozen, *inputs[2:])
+    outputs = kept(lambda x: answer.apply(x, frozen, A, B, m, 0.7), x, *given)
+    expect(outputs == 0, f"it keeps {outputs:.3g} outputs beside its arguments; save those alone")
+
+
+@checker
+def rows(answer: Any, kept: Callable[..., float], layers: Mapping[str, torch.nn.Module]) -> None:
+    """The first multiple of 256 rows at which the dense layer keeps less than ours."""
+    n = int(answer)
+    expect(n > 0 and n % 256 == 0, f"a multiple of 256; got {answer}")
+    expect(n <= 8192, "far fewer: the dense layer keeps what three matrices of W0's size hold")
+
+    def outputs(rows: int) -> tuple[float, float]:
+        x = torch.randn(rows, 1024)
+        pair = layers["dense, exact"], layers["minidora, exact"]
+        dense, ours = (kept(layer, x, *layer.parameters()) for layer in pair)
+        return dense, ours
+
+    dense, ours = outputs(n)
+    expect(dense < ours, f"at {n} rows dense keeps {dense:.3f} outputs, ours {ours:.3f}")
+    dense, ours = outputs(n - 256) if n > 256 else (1.0, 0.0)
+    expect(dense >= ours, f"256 rows fewer will do: there dense keeps {dense:.3f}, ours {ours:.3f}")
