@@ -109,6 +109,9 @@ def dora_cases(rng: np.random.Generator, norm_axis: str) -> Iterator[Case]:
     yield with_m(zero, norms(dead["W0"], norm_axis), smooth=False)
 
 
+AT_NORMS = ("at init", "a zero vector")
+"""Cases whose magnitudes are the norms."""
+
 GROUPINGS = ("per_output", "per_input", "rows", "columns", "whole")
 """What shares a magnitude; "rows" and "columns" in blocks of the least number that divides."""
 
@@ -124,10 +127,8 @@ def grouped_cases(rng: np.random.Generator, kind: str) -> Iterator[Case]:
         settings = {**case.settings, "groups": groups}
         del settings["norm_axis"]
         m = granularity.norms(W0, groups)
-        if case.name != "at init":
-            m = rng.normal(size=m.shape)
-            if len(m) > 1:
-                m[len(m) // 2 :: 5] = 0.0
+        if case.name not in AT_NORMS:
+            m = rng.normal(size=m.shape) * (np.arange(len(m)) % 5 != 1)  # some zero
         yield replace(case, inputs={**case.inputs, "m": m}, settings=settings)
 
 
@@ -142,10 +143,14 @@ def factored_groups(rng: np.random.Generator, kind: str) -> Iterator[Case]:
 def bora_cases(rng: np.random.Generator, _: None = None) -> Iterator[Case]:
     """The same with magnitudes for both axes; a vector of one entry gets a large eps."""
     for case in dora_cases(rng, "per_output"):
+        W0 = case.inputs["W0"]
         inputs = {name: a for name, a in case.inputs.items() if name != "m"}
-        settings = {name: a for name, a in case.settings.items() if name != "norm_axis"}
-        d_out, d_in = case.inputs["W0"].shape
-        if 1 in (d_out, d_in):
+        settings = dict(case.settings)
+        del settings["norm_axis"]
+        if 1 in W0.shape:
             settings["eps"] = 0.8
-        inputs["m_in"], inputs["m_out"] = (1 + rng.random(d_in), rng.normal(size=d_out))
+        inputs["m_in"], inputs["m_out"] = (norms(W0, axis) for axis in ("per_input", "per_output"))
+        if case.name not in AT_NORMS:
+            inputs["m_in"] = inputs["m_in"] * (1 + rng.random(W0.shape[1]))
+            inputs["m_out"] = rng.normal(size=len(W0))
         yield replace(case, inputs=inputs, settings=settings)
