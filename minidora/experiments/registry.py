@@ -10,7 +10,9 @@ from . import (
     figure3,
     gradients,
     granularity,
+    heads,
     sample_size,
+    separate_rates,
     sweep,
 )
 from .experiment import Experiment
@@ -29,6 +31,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_size,
         detach,
         gradients,
+        heads,
+        separate_rates,
     )
 }
 """By name, in the order in which they are shown."""
