@@ -10,6 +10,7 @@ from . import (
     figure3,
     gradients,
     granularity,
+    groups,
     heads,
     sample_size,
     separate_rates,
@@ -32,6 +33,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         detach,
         gradients,
         heads,
+        groups,
         separate_rates,
     )
 }
