@@ -28,7 +28,7 @@ _WHERE = {
     "lora": ("LoRAGrads", "lora_backward", "lora_delta", "lora_forward", "scaling"),
 }
 _MODULES = {
-    **{name: f".{name}" for name in (*_WHERE, "factored", "projection")},
+    **{name: f".{name}" for name in (*_WHERE, "factored", "granularity", "projection")},
     "gradcheck": ".evidence.gradcheck",
 }
 _HOME = {name: module for module, names in _WHERE.items() for name in names}

@@ -28,6 +28,10 @@ EPS = 1e-12
 SUMMED_AXIS = {"per_output": 1, "per_input": 0}
 """The axis of a (d_out, d_in) matrix that a norm sums over."""
 
+Groups = str | tuple[str, int]
+"""What shares a magnitude: "per_output", "per_input", ("rows", k) or ("columns", k), blocks of k
+whole rows or columns one after the other, or "whole", all of the matrix."""
+
 
 def named(path: str, target: str) -> bool:
     """Whether a target means the layer at this path: its whole name, or its last parts.
@@ -50,6 +54,48 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> str:
 def summed_axis(norm_axis: str) -> int:
     """The axis summed over: 1 for "per_output", 0 for "per_input"."""
     return SUMMED_AXIS[one_of("norm_axis", norm_axis, SUMMED_AXIS)]
+
+
+AXIS_OF = {"rows": "per_output", "columns": "per_input"}
+
+
+def axis_of(groups: Groups) -> str:
+    """The norm_axis whose vectors such groups are made of; "per_output" for "whole"."""
+    if isinstance(groups, str) and groups in (*SUMMED_AXIS, "whole"):
+        return "per_output" if groups == "whole" else groups
+    if not isinstance(groups, str) and len(tuple(groups)) == 2 and groups[0] in AXIS_OF:
+        return AXIS_OF[groups[0]]
+    raise ValueError(
+        "groups: expected 'per_output', 'per_input', ('rows', k), ('columns', k) or 'whole',"
+        f" got {groups!r}"
+    )
+
+
+def block_of(groups: Groups | None, shape: tuple[int, ...], norm_axis: str) -> int:
+    """How many vectors of a matrix, one after the other, share a magnitude; None means one.
+
+    >>> block_of(("columns", 2), (3, 6), "per_input"), block_of("whole", (3, 6), "per_input")
+    (2, 6)
+    """
+    count = shape[1 - summed_axis(norm_axis)]
+    if groups is None:
+        return 1
+    kind = "rows" if norm_axis == "per_output" else "columns"
+    if groups == "whole":
+        return max(count, 1)
+    if axis_of(groups) != norm_axis:
+        raise ValueError(
+            f"groups: expected {kind} or 'whole' for norm_axis {norm_axis!r}, got {groups!r}"
+        )
+    if isinstance(groups, str):
+        return 1
+    block = positive_int("groups", groups[1])
+    if count % block:
+        raise ValueError(
+            f"groups: expected a block size that divides the {count} {kind} of W0"
+            f" {tuple(shape)}, got {block}"
+        )
+    return block
 
 
 def number(name: str, value: float, *, minimum: float | None = None) -> float:
@@ -169,6 +215,7 @@ def weights(
     scale: float,
     *,
     norm_axis: str = "per_output",
+    groups: Groups | None = None,
     m: ArrayLike | None | EllipsisType = ...,
     eps: float = EPS,
     least: DTypeLike | None = np.float32,
@@ -176,6 +223,8 @@ def weights(
     """Check the parameters of a layer; `least` is the narrowest dtype to compute in (None: as is).
 
     m is left out (`...`) where a layer has none, as in LoRA; None is an error like any other.
+    With groups of norm_axis's vectors m has an entry a group, and comes to lie beside V with one
+    for each vector all the same.
     """
     W0 = floating("W0", W0, ndim=2)
     d_out, d_in = W0.shape
@@ -184,14 +233,17 @@ def weights(
     shaped("A", A, (rank, d_in), f"(r, d_in) beside W0 of shape {W0.shape}")
     B = shaped("B", B, (d_out, rank), f"(d_out, r) beside W0 {W0.shape} and A {A.shape}")
     scale, eps = number("scale", scale), number("eps", eps, minimum=0)
-    axis = summed_axis(norm_axis)
+    axis, block = summed_axis(norm_axis), block_of(groups, W0.shape, norm_axis)
     compute: Any = None if least is None else np.result_type(least, W0, A, B)
     came = {"W0": (W0.shape, W0.dtype), "A": (A.shape, A.dtype), "B": (B.shape, B.dtype)}
     beside = None
     if m is not ...:
-        m = shaped("m", m, (W0.shape[1 - axis],), f"one per vector, {norm_axis}")
+        vectors = W0.shape[1 - axis]
+        what = f"one per vector, {norm_axis}" if groups is None else f"one per group, {groups}"
+        m = shaped("m", m, (vectors // block,), what)
         came["m"] = m.shape, np.result_type(m, np.float32)
-        beside = np.expand_dims(m if compute is None else cast(m, compute), axis)
+        m = m if compute is None else cast(m, compute)
+        beside = np.expand_dims(m if block == 1 else np.repeat(m, block), axis)
     if compute is not None:
         W0, A, B = (cast(array, compute) for array in (W0, A, B))
     return Weights(W0, A, B, beside, scale, axis, eps), Edge(came, compute)
@@ -205,6 +257,7 @@ def enter(
     scale: float,
     *,
     norm_axis: str = "per_output",
+    groups: Groups | None = None,
     m: ArrayLike | None | EllipsisType = ...,
     bias: ArrayLike | None = None,
     mask: ArrayLike | None = None,
@@ -213,7 +266,9 @@ def enter(
     """Check all the arguments of a forward pass and bring them to one dtype."""
     x = floating("x", x)
     least = np.result_type(x, np.float32)
-    layer, edge = weights(W0, A, B, scale, m=m, norm_axis=norm_axis, eps=eps, least=least)
+    layer, edge = weights(
+        W0, A, B, scale, m=m, norm_axis=norm_axis, groups=groups, eps=eps, least=least
+    )
     d_out, d_in = layer.W0.shape
     features(x, d_in)
     compute = edge.compute

@@ -9,14 +9,18 @@ There is one pair, forward above backward, for each axis, in the letters of Eq. 
 xm = x * mask (or x), and a matrix named VA is V @ A.T, computed as W0 @ A.T + s * B @ (A @ A.T).
 Two places lose digits and are guarded: a V that nearly cancels W0 (`GUARD`), and a product B @ A
 that cancels inside itself (`CANCELLED`).
+
+Vectors in blocks may share a magnitude (`groups`; `minidora.granularity`): the squares of a group,
+and its dm, are sums of its vectors'. All else stays, with one m and one c for each vector.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._boundary import Array, Edge, Rows, Weights, cast, enter, one_of, shaped
+from ._boundary import Array, Edge, Groups, Rows, Weights, cast, enter, one_of, shaped
 from .decomposition import EPS, squared_norms
 from .dora import DoRAGrads
 
@@ -27,6 +31,9 @@ GUARD = 0.1
 
 CANCELLED = 16.0
 """Where the squares of B @ A's own parts exceed ‖B A‖² so many times, it is factored anew."""
+
+CHUNK = 64
+"""So many vectors are recomputed densely at a time."""
 
 
 class FactoredCache(NamedTuple):
@@ -40,6 +47,7 @@ class FactoredCache(NamedTuple):
     kept: Array  # per_output: z = xm @ V.T, (n, d_out); per_input: xg = xm * g, (n, d_in)
     V_small: Array  # per_output: V @ A.T, (d_out, r); per_input: B.T @ V, (r, d_in)
     lengths: Array  # powers of two that A's rows were divided by and B's columns multiplied, (r,)
+    block: int  # how many vectors share a magnitude
     edge: Edge
 
 
@@ -56,16 +64,20 @@ def dora_forward(
     mask: ArrayLike | None = None,
     eps: float = EPS,
     W0_sq: ArrayLike | None = None,
+    groups: Groups | None = None,
 ) -> tuple[Array, FactoredCache]:
     """The same function as `dora.dora_forward` (Eq. 5), without a dense temporary.
 
     Arguments, shapes and errors as there, and W0_sq: (d_out,) or (d_in,), what
     `decomposition.squared_norms(W0, norm_axis)` gives, to compute it once for a frozen layer
-    instead of at every call. Returns y: (..., d_out) in x's dtype, and the cache.
+    instead of at every call. groups: of norm_axis's own vectors, ("rows", k) for "per_output",
+    ("columns", k) for "per_input", or "whole"; m is then (groups,). Returns y: (..., d_out) in x's
+    dtype, and the cache.
     """
     rows, layer, edge = enter(
-        x, W0, A, B, scale, m=m, bias=bias, mask=mask, norm_axis=norm_axis, eps=eps
+        x, W0, A, B, scale, m=m, bias=bias, mask=mask, norm_axis=norm_axis, groups=groups, eps=eps
     )
+    block = layer.m.size // max(edge.came["m"][0][0], 1)
     if W0_sq is None:
         W0_sq = squared_norms(layer.W0, norm_axis)
     else:
@@ -74,11 +86,11 @@ def dora_forward(
     if (lengths != 1).any():
         layer = layer._replace(A=layer.A / lengths[:, None], B=layer.B * lengths)
     forward = _forward_per_output if layer.axis == 1 else _forward_per_input
-    y, c, g, h, kept, V_small = forward(rows, layer, W0_sq)
+    y, c, g, h, kept, V_small = forward(rows, layer, W0_sq, block)
     if rows.bias is not None:
         y += rows.bias
     (y,) = edge.leave(y=y)
-    return y, FactoredCache(rows, layer, c, g, h, kept, V_small, lengths, edge)
+    return y, FactoredCache(rows, layer, c, g, h, kept, V_small, lengths, block, edge)
 
 
 def dora_backward(dy: ArrayLike, cache: FactoredCache, *, norm_grad: str = "exact") -> DoRAGrads:
@@ -89,6 +101,7 @@ def dora_backward(dy: ArrayLike, cache: FactoredCache, *, norm_grad: str = "exac
     dx, dA, dB, dm = backward(dy, cache, exact)
     if (cache.lengths != 1).any():
         dA, dB = dA / cache.lengths[:, None], dB * cache.lengths
+    dm = dm[:: cache.block]  # (groups,)
     dbias = None if cache.rows.bias is None else dy.sum(0)  # (d_out,)
     return DoRAGrads(*cache.edge.leave(dx=dx, dA=dA, dB=dB, dm=dm, dbias=dbias))
 
@@ -96,7 +109,7 @@ def dora_backward(dy: ArrayLike, cache: FactoredCache, *, norm_grad: str = "exac
 # One magnitude for each row of W0. A row's norm and magnitude scale one output: y = (xm @ V.T) * g
 
 
-def _forward_per_output(rows: Rows, layer: Weights, W0_sq: Array) -> tuple[Array, ...]:
+def _forward_per_output(rows: Rows, layer: Weights, W0_sq: Array, block: int) -> tuple[Array, ...]:
     (x, _, mask), (W0, A, B, m, s, _, eps) = rows, layer
     xm, n = x if mask is None else x * mask, len(x)
     if n < len(W0):  # x is small beside W0: one pass over W0 for both products
@@ -111,10 +124,11 @@ def _forward_per_output(rows: Rows, layer: Weights, W0_sq: Array) -> tuple[Array
     cross, update_sq = s * _sum("or,or->o", B, WA), s * _sum("or,or->o", B, BAA)
     if _cancelled(s * s * (B * B) @ AA.diagonal(), update_sq):
         cross, update_sq, BAA = update_products(W0, A, B, s)
-    squares = W0_sq + 2 * cross + update_sq
-    lost = squares < GUARD * (W0_sq + update_sq)
-    if lost.any():
-        squares[lost] = squared_norms(W0[lost] + s * B[lost] @ A, "per_output")
+    squares = _squares(
+        (W0_sq, cross, update_sq),
+        block,
+        lambda lost: squared_norms(W0[lost] + s * B[lost] @ A, "per_output"),
+    )
     c = cast(np.sqrt(squares + eps**2), W0.dtype)  # (d_out,)
     g = m[:, 0] / c  # (d_out,)
     # z = xm @ V.T
@@ -128,10 +142,10 @@ def _forward_per_output(rows: Rows, layer: Weights, W0_sq: Array) -> tuple[Array
 
 
 def _backward_per_output(dy: Array, cache: FactoredCache, exact: bool) -> tuple[Array, ...]:
-    (x, _, mask), (W0, A, B, _, s, *_), c, g, h, z, VA, *_ = cache
+    (x, _, mask), (W0, A, B, _, s, *_), c, g, h, z, VA, _, block, _ = cache
     n, r = h.shape
     # y = z * g, with g = m / c
-    dm = np.einsum("no,no->o", dy, z) / c  # (d_out,), Eq. 7
+    dm = _totals(np.einsum("no,no->o", dy, z), block) / c  # (d_out,), Eq. 7
     stacked = np.empty((n + r if exact else n, len(B)), dy.dtype)
     dz = np.multiply(dy, g, out=stacked[:n])  # (n, d_out)
     # z = xm @ W0.T + s * h @ B.T, and h = xm @ A.T
@@ -159,7 +173,7 @@ def _backward_per_output(dy: Array, cache: FactoredCache, exact: bool) -> tuple[
 # One magnitude for each column of W0. It scales one input: y = (xm * g) @ V.T
 
 
-def _forward_per_input(rows: Rows, layer: Weights, W0_sq: Array) -> tuple[Array, ...]:
+def _forward_per_input(rows: Rows, layer: Weights, W0_sq: Array, block: int) -> tuple[Array, ...]:
     (x, _, mask), (W0, A, B, m, s, _, eps) = rows, layer
     xm = x if mask is None else x * mask
     # B.T @ V, where V = W0 + s * B @ A
@@ -170,10 +184,11 @@ def _forward_per_input(rows: Rows, layer: Weights, W0_sq: Array) -> tuple[Array,
     if _cancelled(s * s * BB.diagonal() @ (A * A), update_sq):
         cross, update_sq, ABB = update_products(W0.T, B.T, A.T, s)
         BBA = ABB.T
-    squares = W0_sq + 2 * cross + update_sq
-    lost = squares < GUARD * (W0_sq + update_sq)
-    if lost.any():
-        squares[lost] = squared_norms(W0[:, lost] + s * B @ A[:, lost], "per_input")
+    squares = _squares(
+        (W0_sq, cross, update_sq),
+        block,
+        lambda lost: squared_norms(W0[:, lost] + s * B @ A[:, lost], "per_input"),
+    )
     c = cast(np.sqrt(squares + eps**2), W0.dtype)  # (d_in,)
     g = m[0] / c  # (d_in,)
     # y = xg @ V.T
@@ -186,7 +201,7 @@ def _forward_per_input(rows: Rows, layer: Weights, W0_sq: Array) -> tuple[Array,
 
 
 def _backward_per_input(dy: Array, cache: FactoredCache, exact: bool) -> tuple[Array, ...]:
-    (x, _, mask), (W0, A, B, _, s, *_), c, g, h, xg, BV, *_ = cache
+    (x, _, mask), (W0, A, B, _, s, *_), c, g, h, xg, BV, _, block, _ = cache
     # y = xg @ W0.T + s * h @ B.T, and h = xg @ A.T
     dh = dy @ (s * B)  # (n, r)
     dy_W0 = dy @ W0  # (n, d_in)
@@ -194,7 +209,8 @@ def _backward_per_input(dy: Array, cache: FactoredCache, exact: bool) -> tuple[A
     dA = dh.T @ xg  # (r, d_in)
     dB = dy.T @ (s * h)  # (d_out, r)
     # xg = xm * g, with g = m / c
-    dm = np.einsum("ni,ni->i", x if mask is None else x * mask, dxg) / c  # (d_in,), Eq. 7
+    along = np.einsum("ni,ni->i", x if mask is None else x * mask, dxg)
+    dm = _totals(along, block) / c  # (d_in,), Eq. 7
     dx = dxg * g  # (n, d_in)
     if mask is not None:
         dx = mask * dx + (1 - mask) * dy_W0
@@ -208,7 +224,30 @@ def _backward_per_input(dy: Array, cache: FactoredCache, exact: bool) -> tuple[A
     return dx, dA, dB, dm
 
 
-# Digits: what keeps c right where W0 and s B A, or B and A, cancel
+# Groups, and digits: what keeps c right where W0 and s B A, or B and A, cancel
+
+
+def _totals(values: Array, block: int) -> Array:
+    """Of each vector its group's sum, (vectors,); the values themselves where it is alone."""
+    if block == 1:
+        return values
+    return np.repeat(values.reshape(-1, block).sum(1), block)
+
+
+def _squares(parts: tuple[Array, Array, Array], block: int, dense: Callable[[Any], Array]) -> Array:
+    """‖V‖² of each vector's group from ‖W0‖², <W0, s B A> and ‖s B A‖², guarded.
+
+    dense: the squares of some vectors anew, by making them.
+    """
+    W0_sq, cross, update_sq = parts
+    squares = _totals(W0_sq + 2 * cross + update_sq, block)
+    lost = np.flatnonzero(squares < GUARD * _totals(W0_sq + update_sq, block))
+    if lost.size:  # whole groups
+        for at in range(0, lost.size, CHUNK):
+            some = lost[at : at + CHUNK]
+            squares[some] = dense(some)
+        squares[lost] = _totals(squares[lost], block)
+    return squares
 
 
 def _sum(subscripts: str, a: Array, b: Array) -> Array:

@@ -63,6 +63,24 @@ def test_layers_take_even_factors_in_a_seeded_order():
     assert orders[0] != orders[2] and orders[0] != orders[3]  # α and β by themselves
 
 
+def test_heads_take_factors_of_their_own():
+    model, tokens = networks()["transformer"]
+    rescaled = rescale(model, 2.0, np.random.default_rng(3), by="head")
+    y, expected = rescaled.forward(tokens)[0], model.forward(tokens)[0]
+    assert np.abs(y - expected).max() <= 1e-12 * np.abs(expected).max()
+    old, new = nn.parameters(model), nn.parameters(rescaled)
+    for i in range(4):
+        at = f"blocks.{i}.attn"
+        for name in "qv":
+            heads = ratios(model, rescaled, f"{at}.{name}").reshape(3, 4)
+            np.testing.assert_allclose(heads, heads[:, :1].repeat(4, 1))
+            np.testing.assert_allclose(sorted(heads[:, 0]), np.geomspace(0.5, 2, 3))
+        betas = ratios(model, rescaled, f"{at}.v")
+        np.testing.assert_allclose(new[f"{at}.o.weight"] * betas, old[f"{at}.o.weight"])
+    with pytest.raises(ValueError, match="by: expected 'layer' or 'row' for an MLP, got 'head'"):
+        rescale(networks()["mlp"][0], 2.0, np.random.default_rng(3), by="head")
+
+
 def test_rows_take_factors_of_their_own():
     model, _ = networks()["transformer"]
     rescaled = rescale(model, 2.0, np.random.default_rng(3), by="row")
@@ -138,7 +156,7 @@ def test_errors_name_what_was_expected():
     for spread in (0, 0.5, -2, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="spread: expected a finite number of at least 1"):
             rescale(model, spread, rng)
-    with pytest.raises(ValueError, match="by: expected 'layer' or 'row', got 'column'"):
+    with pytest.raises(ValueError, match="by: expected 'layer' or 'row' or 'head', got 'column'"):
         rescale(model, 2, rng, by="column")
     with pytest.raises(TypeError, match="rng: expected a numpy.random.Generator, got int"):
         rescale(model, 2, 0)

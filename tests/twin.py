@@ -42,9 +42,12 @@ class DoRALinear(LoRALinear):
 
     def weight(self):
         V = super().weight()
-        c = (V.pow(2).sum(self.dim, keepdim=True) + 1e-24).sqrt()
+        vectors = V if self.dim == 1 else V.T
+        groups = vectors.reshape(len(self.m), -1)  # as many vectors in each as share an m
+        c = (groups.pow(2).sum(1, keepdim=True) + 1e-24).sqrt()
         c = c.detach() if self.detached else c
-        return self.m.unsqueeze(self.dim) * V / c
+        W = (self.m.unsqueeze(1) * groups / c).view_as(vectors)
+        return W if self.dim == 1 else W.T
 
 
 class Attention(nn.Module):

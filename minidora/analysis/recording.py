@@ -97,7 +97,8 @@ def layer_changes(W0: Array, layer: Linear | LoRALinear | DoRALinear, norm_axis:
     if layer.strength == 1 and layer.W0 is W0:
         if isinstance(layer, LoRALinear):
             return adapter_changes(W0, layer.A, layer.B, layer.scale, norm_axis=norm_axis)
-        if isinstance(layer, DoRALinear) and layer.norm_axis == norm_axis:
+        whole = getattr(layer, "groups", None) is None  # each vector has an m of its own
+        if isinstance(layer, DoRALinear) and whole and layer.norm_axis == norm_axis:
             m = layer.m
             return adapter_changes(W0, layer.A, layer.B, layer.scale, m=m, norm_axis=norm_axis)
     return changes(W0, cast(layer.merged(), np.float64), norm_axis)

@@ -113,6 +113,93 @@ def dora_gradients(
     return gradients(dora_forward, dy, inputs, settings)
 
 
+def group_of(groups: Any, shape: tuple[int, ...]) -> Array:
+    """The number of the group that each entry of a matrix belongs to."""
+    row, column = np.indices(shape)
+    if groups == "whole":
+        return 0 * row
+    kind, k = ("rows", 1) if groups == "per_output" else ("columns", 1)
+    if not isinstance(groups, str):
+        kind, k = groups
+    return row // k if kind == "rows" else column // k
+
+
+def grouped_forward(
+    x: Array,
+    W0: Array,
+    A: Array,
+    B: Array,
+    m: Array,
+    scale: float,
+    *,
+    groups: Any,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    eps: float = 1e-12,
+    norm: Array | None = None,
+) -> Array:
+    """y where the entries of each group share a magnitude; `norm` as in `dora_weight`."""
+    V = W0 + lora_delta(A, B, scale)
+    W = _grouped(V, m, groups, eps, norm)[0]
+    return _affine(x, W0, W, bias, mask)
+
+
+def _grouped(
+    V: Array, m: Array, groups: Any, eps: float, norm: Array | None
+) -> tuple[Array, Array]:
+    """The weight whose groups have norms m, and the norms of V."""
+    member = group_of(groups, V.shape).ravel() == np.arange(len(m))[:, None]  # (groups, entries)
+    member = member.astype(float)
+    c = np.sqrt(np.dot(member, V.ravel() ** 2) + eps**2) if norm is None else norm
+    return np.dot(m / c, member).reshape(V.shape) * V, c
+
+
+def grouped_gradients(
+    dy: Array, inputs: Arrays, settings: Settings, *, norm_grad: str = "exact"
+) -> Arrays:
+    """Gradients of sum(dy * grouped_forward) for x, A, B, m and bias."""
+    settings = {name: value for name, value in settings.items() if name != "norm_axis"}
+    if norm_grad == "detached":
+        V = inputs["W0"] + lora_delta(inputs["A"], inputs["B"], settings["scale"])
+        eps = settings.get("eps", 1e-12)
+        settings["norm"] = _grouped(V, inputs["m"], settings["groups"], eps, None)[1]
+    return gradients(grouped_forward, dy, inputs, settings)
+
+
+def bora_forward(
+    x: Array,
+    W0: Array,
+    A: Array,
+    B: Array,
+    m_in: Array,
+    m_out: Array,
+    scale: float,
+    *,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    eps: float = 1e-12,
+    norm: tuple = (None, None),
+) -> Array:
+    """y of columns normalised first and rows of the result then; `norm`: of both, as constants."""
+    V = W0 + lora_delta(A, B, scale)
+    U = _grouped(V, m_in, "per_input", eps, norm[0])[0]
+    W = _grouped(U, m_out, "per_output", eps, norm[1])[0]
+    return _affine(x, W0, W, bias, mask)
+
+
+def bora_gradients(
+    dy: Array, inputs: Arrays, settings: Settings, *, norm_grad: str = "exact"
+) -> Arrays:
+    """Gradients of sum(dy * bora_forward) for x, A, B, m_in, m_out and bias."""
+    if norm_grad == "detached":
+        V = inputs["W0"] + lora_delta(inputs["A"], inputs["B"], settings["scale"])
+        eps = settings.get("eps", 1e-12)
+        U, inner = _grouped(V, inputs["m_in"], "per_input", eps, None)
+        outer = _grouped(U, inputs["m_out"], "per_output", eps, None)[1]
+        settings = {**settings, "norm": (inner, outer)}
+    return gradients(bora_forward, dy, inputs, settings)
+
+
 def gradients(
     forward: Callable[..., Array], dy: Array, inputs: Arrays, settings: Settings
 ) -> Arrays:

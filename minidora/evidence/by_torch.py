@@ -46,6 +46,55 @@ def dora_gradients(
     return _gradients(adapted, dy, inputs, settings, device)
 
 
+def grouped_gradients(
+    dy: Array,
+    inputs: Arrays,
+    settings: Settings,
+    *,
+    norm_grad: str = "exact",
+    device: str = "cpu",
+) -> Arrays:
+    """The same where the entries of each group share a magnitude."""
+
+    def adapted(W0, A, B, m, **_):
+        V = torch.addmm(W0, B, A, alpha=settings["scale"])
+        return _scaled(V, m, settings["groups"], settings.get("eps", 1e-12), norm_grad)
+
+    return _gradients(adapted, dy, inputs, settings, device)
+
+
+def bora_gradients(
+    dy: Array,
+    inputs: Arrays,
+    settings: Settings,
+    *,
+    norm_grad: str = "exact",
+    device: str = "cpu",
+) -> Arrays:
+    """The same for columns normalised first and rows of the result then."""
+    eps = settings.get("eps", 1e-12)
+
+    def adapted(W0, A, B, m_in, m_out, **_):
+        V = torch.addmm(W0, B, A, alpha=settings["scale"])
+        U = _scaled(V, m_in, "per_input", eps, norm_grad)
+        return _scaled(U, m_out, "per_output", eps, norm_grad)
+
+    return _gradients(adapted, dy, inputs, settings, device)
+
+
+def _scaled(V, m, groups, eps, norm_grad):
+    """V with each group's norm replaced by its m, the groups as one leading dimension."""
+    d_out, d_in = V.shape
+    kind, k = (groups, 1) if isinstance(groups, str) else groups
+    if kind in ("columns", "per_input"):
+        parts = V.T.reshape(d_in // k, -1)  # a group is a row
+    else:
+        parts = V.reshape(1, -1) if kind == "whole" else V.reshape(d_out // k, -1)
+    c = parts.square().sum(-1, keepdim=True).add(eps**2).sqrt()
+    parts = m.unsqueeze(-1) * (parts / (c.detach() if norm_grad == "detached" else c))
+    return parts.reshape(d_in, d_out).T if kind in ("columns", "per_input") else parts.view_as(V)
+
+
 def _gradients(adapted, dy, inputs, settings, device):
     """Differentiate a linear layer whose weight is `adapted(**inputs)`."""
     t = {name: _tensor(value, device) for name, value in inputs.items()}

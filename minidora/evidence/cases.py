@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .. import granularity
 from ..decomposition import norms
 
 Array = NDArray[Any]  # most of them floating, some tokens or padding
@@ -106,3 +107,50 @@ def dora_cases(rng: np.random.Generator, norm_axis: str) -> Iterator[Case]:
     dead["B" if norm_axis == "per_output" else "A"][index] = 0
     zero = Case("a zero vector", {**plain.inputs, **dead}, plain.settings, plain.dy)
     yield with_m(zero, norms(dead["W0"], norm_axis), smooth=False)
+
+
+AT_NORMS = ("at init", "a zero vector")
+"""Cases whose magnitudes are the norms."""
+
+GROUPINGS = ("per_output", "per_input", "rows", "columns", "whole")
+"""What shares a magnitude; "rows" and "columns" in blocks of the least number that divides."""
+
+
+def grouped_cases(rng: np.random.Generator, kind: str) -> Iterator[Case]:
+    """The cases of `dora_cases`, with an m for each group."""
+    norm_axis = "per_input" if kind in ("per_input", "columns") else "per_output"
+    for case in dora_cases(rng, norm_axis):
+        W0 = case.inputs["W0"]
+        count = W0.shape[0 if norm_axis == "per_output" else 1]
+        block = next((k for k in range(2, count + 1) if count % k == 0), 1)
+        groups = (kind, block) if kind in ("rows", "columns") else kind
+        settings = {**case.settings, "groups": groups}
+        del settings["norm_axis"]
+        m = granularity.norms(W0, groups)
+        if case.name not in AT_NORMS:
+            m = rng.normal(size=m.shape) * (np.arange(len(m)) % 5 != 1)  # some zero
+        yield replace(case, inputs={**case.inputs, "m": m}, settings=settings)
+
+
+def factored_groups(rng: np.random.Generator, kind: str) -> Iterator[Case]:
+    """The same for the fast layer, which is told its axis too; "whole" goes with either."""
+    kind, _, axis = kind.partition(" ")
+    for case in grouped_cases(rng, kind):
+        norm_axis = axis or ("per_input" if kind in ("per_input", "columns") else "per_output")
+        yield replace(case, settings={**case.settings, "norm_axis": norm_axis})
+
+
+def bora_cases(rng: np.random.Generator, _: None = None) -> Iterator[Case]:
+    """The same with magnitudes for both axes; a vector of one entry gets a large eps."""
+    for case in dora_cases(rng, "per_output"):
+        W0 = case.inputs["W0"]
+        inputs = {name: a for name, a in case.inputs.items() if name != "m"}
+        settings = dict(case.settings)
+        del settings["norm_axis"]
+        if 1 in W0.shape:
+            settings["eps"] = 0.8
+        inputs["m_in"], inputs["m_out"] = (norms(W0, axis) for axis in ("per_input", "per_output"))
+        if case.name not in AT_NORMS:
+            inputs["m_in"] = inputs["m_in"] * (1 + rng.random(W0.shape[1]))
+            inputs["m_out"] = rng.normal(size=len(W0))
+        yield replace(case, inputs=inputs, settings=settings)

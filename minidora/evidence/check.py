@@ -17,11 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import dora, factored, lora
+from .. import dora, factored, granularity, lora
 from .._boundary import EPS, one_of
-from ..decomposition import norms
 from . import networks
-from .cases import Case, dora_cases, lora_cases
+from .cases import (
+    GROUPINGS,
+    Case,
+    bora_cases,
+    dora_cases,
+    factored_groups,
+    grouped_cases,
+    lora_cases,
+)
 from .gradcheck import Difference, Verdict, aligned, central_differences, compare
 
 TOLERANCES = {
@@ -50,6 +57,9 @@ class Function:
     tolerances: Mapping[str, float] = field(default_factory=lambda: TOLERANCES)  # by dtype
 
 
+LAYERS = ("lora", "dora", "grouped", "bora")
+"""What a layer by itself is called by its witnesses."""
+
 REGISTRY: list[Function] = []
 
 
@@ -59,9 +69,17 @@ def register(function: Function) -> None:
 
 
 register(Function("lora", lora.lora_forward, lora.lora_backward, "lora", lora_cases))
-MODES = (dora_cases, ("per_output", "per_input"), ("exact", "detached"))
-register(Function("dora", dora.dora_forward, dora.dora_backward, "dora", *MODES))
-register(Function("factored", factored.dora_forward, factored.dora_backward, "dora", *MODES))
+BOTH = ("exact", "detached")
+AXES = ("per_output", "per_input")
+register(Function("dora", dora.dora_forward, dora.dora_backward, "dora", dora_cases, AXES, BOTH))
+fast = (factored.dora_forward, factored.dora_backward)
+register(Function("factored", *fast, "dora", dora_cases, AXES, BOTH))
+grouped = (granularity.dora_forward, granularity.dora_backward, "grouped")
+register(Function("granularity", *grouped, grouped_cases, GROUPINGS, BOTH))
+OF_ONE_AXIS = ("rows", "columns", "whole", "whole per_input")
+register(Function("factored, groups", *fast, "grouped", factored_groups, OF_ONE_AXIS, BOTH))
+both = (granularity.bora_forward, granularity.bora_backward, "bora")
+register(Function("both axes", *both, bora_cases, norm_grads=BOTH))
 for name, cases in networks.CASES.items():
     network = (networks.forward, networks.backward, "network", cases)
     register(Function(name, *network, tolerances=networks.TOLERANCES))
@@ -73,18 +91,30 @@ def with_frozen_norm(forward: Callable, case: Case) -> Callable:
     y depends on m / ‖V‖ alone, so replacing m by m * ‖V‖ / ‖V at case‖ cancels the norm. This
     gives central differences something to differentiate that has Eq. 11 as its derivative.
     """
-    scale, norm_axis = case.settings["scale"], case.settings["norm_axis"]
-    eps = case.settings.get("eps", EPS)
+    settings = case.settings
+    scale, eps = settings["scale"], settings.get("eps", EPS)
+    groups = settings.get("groups", settings.get("norm_axis"))
+    at = {name: case.inputs[name] for name in ("W0", "A", "B")}
 
     def norm(W0: NDArray, A: NDArray, B: NDArray) -> NDArray:
-        return norms(W0 + scale * B @ A, norm_axis, eps)
+        return granularity.norms(W0 + scale * B @ A, groups or "per_input", eps)
 
-    c = norm(*(case.inputs[name] for name in ("W0", "A", "B")))
+    c = norm(**at)
 
     def frozen(W0: NDArray, A: NDArray, B: NDArray, m: NDArray, **rest: Any) -> Any:
         return forward(W0=W0, A=A, B=B, m=m * norm(W0, A, B) / c, **rest)
 
-    return frozen
+    def made(W0: NDArray, A: NDArray, B: NDArray, m_in: NDArray) -> NDArray:
+        return granularity.norms(m_in / c * (W0 + scale * B @ A), "per_output", eps)
+
+    def frozen_both(
+        W0: NDArray, A: NDArray, B: NDArray, m_in: NDArray, m_out: NDArray, **rest: Any
+    ) -> Any:
+        outer = m_out * made(W0, A, B, m_in) / made(**at, m_in=case.inputs["m_in"])
+        inner = m_in * norm(W0, A, B) / c
+        return forward(W0=W0, A=A, B=B, m_in=inner, m_out=outer, **rest)
+
+    return frozen if groups else frozen_both
 
 
 @dataclass(frozen=True)
@@ -95,7 +125,13 @@ class Witness:
     gradients: Callable[[Function, Case, Mode], Gradients]
     missing: str = ""  # the command that installs it
     tolerance: float | None = None  # None: by dtype
-    only: tuple[str, ...] = ("lora", "dora", "network")  # PyTorch's networks stand in the tests
+    only: tuple[str, ...] = (
+        "lora",
+        "dora",
+        "grouped",
+        "bora",
+        "network",
+    )  # PyTorch's networks stand in the tests
 
 
 def _absent(function: Function, case: Case, mode: Mode) -> Gradients:
@@ -162,7 +198,10 @@ def _torch_witnesses(device: str) -> list[Witness]:
         return Witness(f"{name} {place}", held, only=only)
 
     # minidora.pytorch is not independent of a derivation, but of the code
-    pairs = (("torch", by_torch, ("lora", "dora")), ("minidora.pytorch", witness, ("dora",)))
+    pairs = (
+        ("torch", by_torch, ("lora", "dora", "grouped", "bora")),
+        ("minidora.pytorch", witness, ("dora",)),
+    )
     return [on(place, *pair) for place in devices[device] for pair in pairs]
 
 

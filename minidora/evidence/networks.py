@@ -77,7 +77,7 @@ def _case(
 
 def plain_settings(model: nn.Layer) -> dict[str, dict]:
     """What the witnesses need to know of each layer, by path."""
-    names = ("scale", "norm_axis", "norm_grad", "strength", "heads", "dropout", "rate")
+    names = ("scale", "norm_axis", "norm_grad", "groups", "strength", "heads", "dropout", "rate")
     return {
         path: {name: getattr(layer, name) for name in names if hasattr(layer, name)}
         for path, layer in nn.walk(model)
@@ -178,6 +178,13 @@ CASES: dict[str, Callable] = {
     "DoRALinear, detached, per input": partial(adapted, "dora", **DETACHED_PER_INPUT),
     "DoRALinear, rank 0": partial(adapted, "magnitude"),
     "DoRALinear, rank 0, per input": partial(adapted, "magnitude", norm_axis="per_input"),
+    "DoRALinear, rows in pairs": partial(adapted, "dora", groups=("rows", 2)),
+    "DoRALinear, columns in threes, detached": partial(
+        adapted, "dora", groups=("columns", 3), norm_grad="detached"
+    ),
+    "DoRALinear, whole, rank 0": partial(adapted, "magnitude", groups="whole"),
+    "BoRALinear": partial(adapted, "bora"),
+    "BoRALinear, detached": partial(adapted, "bora", norm_grad="detached"),
     "MLP, full": partial(mlps, "full"),
     "MLP, LoRA": partial(mlps, "lora"),
     "MLP, DoRA": partial(mlps, "dora"),
@@ -186,5 +193,6 @@ CASES: dict[str, Callable] = {
     "Transformer, LoRA": partial(transformers, "lora"),
     "Transformer, DoRA": partial(transformers, "dora"),
     "Transformer, DoRA, detached, per input": partial(transformers, "dora", **DETACHED_PER_INPUT),
+    "Transformer, DoRA by heads": partial(transformers, "dora", groups=("rows", 3)),
     "Transformer, magnitude": partial(transformers, "magnitude"),
 }

@@ -44,13 +44,22 @@ def linear(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
         A, m = get(p, path, "A"), get(p, path, "m")
         V = W0 if A is None else W0 + by_autograd.lora_delta(A, get(p, path, "B"), s["scale"])
         W = V
-        if m is not None:
-            c = by_autograd.norms(V, s["norm_axis"])
-            c = constant(c) if s["norm_grad"] == "detached" else c
-            W = by_autograd.recompose(m / c, V, s["norm_axis"])
+        if get(p, path, "m_in") is not None:
+            U = scaled(V, get(p, path, "m_in"), "per_input", s["norm_grad"])
+            W = scaled(U, get(p, path, "m_out"), "per_output", s["norm_grad"])
+        elif m is not None:
+            W = scaled(V, m, s.get("groups") or s["norm_axis"], s["norm_grad"])
         seen = x if s.get("seed") is None else x * dropped(s["seed"], x.shape, s["dropout"])
         y = np.dot(x, W0.T) + s["strength"] * np.dot(seen, (W - W0).T)
     return y if bias is None else y + bias
+
+
+def scaled(V: Array, m: Array, groups: Any, norm_grad: str) -> Array:
+    """V with each group's norm replaced by its m."""
+    member = by_autograd.group_of(groups, V.shape).ravel() == np.arange(len(m))[:, None]
+    c = np.sqrt(np.dot(member.astype(float), V.ravel() ** 2) + 1e-24)
+    c = constant(c) if norm_grad == "detached" else c
+    return np.dot(m / c, member.astype(float)).reshape(V.shape) * V
 
 
 def dropped(seed: int, shape: tuple[int, ...], rate: float) -> Array:

@@ -10,7 +10,10 @@ from . import (
     figure3,
     gradients,
     granularity,
+    groups,
+    heads,
     sample_size,
+    separate_rates,
     sweep,
 )
 from .experiment import Experiment
@@ -29,6 +32,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         sample_size,
         detach,
         gradients,
+        heads,
+        groups,
+        separate_rates,
     )
 }
 """By name, in the order in which they are shown."""

@@ -9,6 +9,7 @@ from .. import analysis, nn
 from .._boundary import Array
 from ..nn.layer import trained, walk
 from ..nn.linear import Linear
+from .grouped import GroupRecorder, against_the_law, spread_gains
 from .law import held_against_the_law
 from .networks import Model, Settings, Task, judge, pretrained, rows, task, train
 from .tuning import (
@@ -36,12 +37,18 @@ def measure(network: Settings, settings: Settings, seed: int, folder: Path | Non
     `tuning` takes: pull (Λ at the end, in place of weight_decay), spared (patterns that do not
     decay, beside biases and gains), schedule, decaying_base, positive (m stays so), and rescale
     (the spread of `nn.rescale`, before adapting); law (hold the movements against
-    `analysis.decay`). What the network's settings name too, such as task, holds for the tuning in
-    place of theirs.
+    `analysis.decay`); heads (heads and gains as the vectors, each rescaled by itself). What the
+    network's settings name too, such as task, holds for the tuning in place of theirs.
     """
     base = pretrained(network, seed, folder)
     if "rescale" in settings:
-        base = nn.rescale(base, settings["rescale"], np.random.default_rng(2000 + seed))
+        given = np.random.default_rng(2000 + seed)
+        if "heads" in settings:
+            base = spread_gains(
+                nn.rescale(base, settings["rescale"], given, by="head"), settings["rescale"], given
+            )
+        else:
+            base = nn.rescale(base, settings["rescale"], given)
     network = network | {key: settings[key] for key in network if key in settings}
     on = task(network, network["task"], seed)
     fewer = slice(int(len(on.train[0]) * settings.get("fraction", 1)))
@@ -65,6 +72,8 @@ def measure(network: Settings, settings: Settings, seed: int, folder: Path | Non
         result |= held_against_the_law(
             recording, across, base, model, steps, settings, rng, result.get("pulled")
         )
+    elif "heads" in settings:
+        result["heads"] = against_the_law(columns[0], network["tune_steps"], settings, rng)
     elif recording:
         result["recording"] = described(recording, vectors=settings.get("vectors", False))
         result["recording"]["choose_loss"] = list(history.evaluations.values())
@@ -90,7 +99,7 @@ def _tune(
     steps, recording = network["tune_steps"], None
     schedule, optimizer = schedule_of(steps, settings), optimizer_of(steps, settings)
     watching: dict[str, Any] = {"callbacks": []}
-    columns: list[analysis.Recording] = []
+    columns: list[Any] = []
     if settings.get("decaying_base"):
         decay = weight_decay_of(steps, settings)
         watching["callbacks"].append(DecayingBase(schedule, decay))
@@ -110,6 +119,9 @@ def _tune(
             columns = [across.recording]
         else:
             watching |= {"evaluate": lambda tuned: judge(tuned, on.choose)["loss"], "every": every}
+    if "heads" in settings:
+        columns = [GroupRecorder(base, [steps * k // 4 for k in (1, 2, 3, 4)])]
+        watching["callbacks"].append(columns[0])
     history = train(model, network, on, steps, schedule, rng, optimizer, **watching)
     if isinstance(optimizer, CoupledAdam):
         ends = tuple(f"{target}.weight" for target in settings["record"]["targets"])

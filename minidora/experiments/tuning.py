@@ -59,7 +59,8 @@ def optimizer_of(steps: int, settings: Settings) -> Optimizer:
         return training.SGD(momentum=MOMENTUM, rates=rates, weight_decay=decay)
     spared = settings.get("spared", ())
     if "pull" in settings or kind == "adam, coupled":
-        spared = (*spared, *NEVER_DECAYED)
+        never = ("*.bias",) if settings.get("gains decay") else NEVER_DECAYED
+        spared = (*spared, *never)
     make = CoupledAdam if kind == "adam, coupled" else training.AdamW
     return make(weight_decay=decay, rates=rates, no_decay=tuple(spared))
 

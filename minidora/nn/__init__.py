@@ -10,7 +10,7 @@ from .adapt import Adaptation, adapt, merge, set_strength, thaw, trainable_summa
 from .attention import Attention
 from .layer import Layer, parameters, trained, walk
 from .layers import GELU, Dropout, Embedding, LayerNorm, ReLU
-from .linear import DoRALinear, Linear, LoRALinear
+from .linear import BoRALinear, DoRALinear, Linear, LoRALinear
 from .losses import classification, cross_entropy, language_modelling
 from .mlp import MLP
 from .rescale import rescale
@@ -22,6 +22,7 @@ __all__ = [
     "Adaptation",
     "Attention",
     "Block",
+    "BoRALinear",
     "DoRALinear",
     "Dropout",
     "Embedding",

@@ -6,13 +6,28 @@ from typing import Any
 
 import numpy as np
 
-from .._boundary import finite, named, number, one_of, positive_int, summed_axis
-from ..decomposition import norms
+from .. import granularity
+from .._boundary import (
+    Groups,
+    axis_of,
+    finite,
+    named,
+    number,
+    one_of,
+    positive_int,
+    summed_axis,
+)
 from ..lora import init, scaling
 from .layer import Layer, Rng, freezing, own_arrays, parameters, rebuilt, trained, walk
-from .linear import Adapted, DoRALinear, Linear, LoRALinear, dropout_rate
+from .linear import Adapted, BoRALinear, DoRALinear, Linear, LoRALinear, dropout_rate
 
-ADDED = {"full": (), "lora": ("A", "B"), "dora": ("A", "B", "m"), "magnitude": ("m",)}
+ADDED = {
+    "full": (),
+    "lora": ("A", "B"),
+    "dora": ("A", "B", "m"),
+    "magnitude": ("m",),
+    "bora": ("A", "B", "m_in", "m_out"),
+}
 """The arrays that each method adds, which train unless told otherwise."""
 
 Targets = Iterable[str] | Mapping[str, str | Mapping[str, Any]]
@@ -22,11 +37,12 @@ Targets = Iterable[str] | Mapping[str, str | Mapping[str, Any]]
 class Adaptation:
     """How a linear layer is adapted: the settings of `adapt`, checked.
 
-    method: "dora", "lora", "magnitude" (m alone, paper section 5.6: DoRA at rank 0) or "full" (the
-    layer's own arrays, copied). alpha: 2 * rank unless given; the scale is alpha / rank, or
-    alpha / sqrt(rank) with rslora. rng: draws A. dropout, strength: as of `Adapted`. train: the
-    names that train among A, B, m and bias, if not all that the method adds; a bias that trains is
-    a copy.
+    method: "dora", "lora", "magnitude" (m alone, paper section 5.6: DoRA at rank 0), "bora" (both
+    axes) or "full" (the layer's own arrays, copied). groups: what shares an m, where it is no row
+    or column (`minidora.granularity`); they say the axis themselves, but for "whole". alpha: 2 *
+    rank unless given; the scale is alpha / rank, or alpha / sqrt(rank) with rslora. rng: draws A.
+    dropout, strength: as of `Adapted`. train: the names that train among A, B, m and bias, if not
+    all that the method adds; a bias that trains is a copy.
     """
 
     method: str = "dora"
@@ -36,6 +52,7 @@ class Adaptation:
     rslora: bool = False
     norm_axis: str = "per_output"
     norm_grad: str = "exact"
+    groups: Groups | None = None
     dropout: float = 0.0
     strength: float = 1.0
     train: str | Iterable[str] | None = None
@@ -48,6 +65,11 @@ class Adaptation:
         number("scale", self.scale)
         summed_axis(self.norm_axis)
         one_of("norm_grad", self.norm_grad, ("exact", "detached"))
+        if self.groups is not None:
+            if self.method not in ("dora", "magnitude"):
+                raise ValueError(f"groups: expected None with method {self.method!r}, got some")
+            if self.groups != "whole":
+                object.__setattr__(self, "norm_axis", axis_of(self.groups))
         dropout_rate("dropout", self.dropout)
         number("strength", self.strength)
         if self.train is None:
@@ -85,8 +107,12 @@ class Adaptation:
         settings["trainable"] = trainable
         if self.method == "lora":
             return LoRALinear(W0, bias, A, B, self.scale, **settings)
-        m, axis = norms(W0, self.norm_axis), self.norm_axis
-        return DoRALinear(W0, bias, A, B, m, self.scale, axis, self.norm_grad, **settings)
+        if self.method == "bora":
+            both = (granularity.norms(W0, "per_input"), granularity.norms(W0, "per_output"))
+            return BoRALinear(W0, bias, A, B, *both, self.scale, self.norm_grad, **settings)
+        m = granularity.norms(W0, self.norm_axis if self.groups is None else self.groups)
+        how: Any = (self.norm_axis, self.norm_grad, self.groups)
+        return DoRALinear(W0, bias, A, B, m, self.scale, *how, **settings)
 
 
 def adapt(

@@ -1,4 +1,4 @@
-"""Linear layers, plain and adapted by LoRA or DoRA.
+"""Linear layers, plain and adapted by LoRA, DoRA, or DoRA along both axes.
 
 Each forward stands directly above its backward, which quotes it. x may have any number of leading
 dimensions; n stands for all of them together.
@@ -9,8 +9,19 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .. import factored, lora
-from .._boundary import Array, cast, features, finite, number, one_of, positive_int, weights
+from .. import factored, granularity, lora
+from .._boundary import (
+    Array,
+    Groups,
+    cast,
+    features,
+    finite,
+    number,
+    one_of,
+    positive_int,
+    shaped,
+    weights,
+)
 from ..decomposition import squared_norms
 from ..dora import dora_weight
 from .layer import Cache, Grads, Layer, Rng, own_arrays
@@ -169,20 +180,32 @@ class LoRALinear(Adapted):
 class DoRALinear(Adapted):
     """y = x @ (m * V / ‖V‖).T + bias with V = W0 + scale * B @ A (Eq. 5), by `factored`.
 
-    A: (r, d_in); B: (d_out, r); m: (d_out,) or (d_in,) by norm_axis. At rank 0, V is W0, and m
-    trains alone (paper, section 5.6). The squares of W0 are summed once, here.
+    A: (r, d_in); B: (d_out, r); m: (d_out,) or (d_in,) by norm_axis, or one for each of `groups`,
+    blocks of norm_axis's vectors (`minidora.granularity`). At rank 0, V is W0, and m trains alone
+    (paper, section 5.6). The squares of W0 are summed once, here.
     """
 
     m: Array
     scale: float
     norm_axis: str = "per_output"
     norm_grad: str = "exact"
+    groups: Groups | None = None
     W0_sq: Array = field(init=False, repr=False, metadata={"derived": True})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("norm_grad", self.norm_grad, ("exact", "detached"))
-        weights(self.W0, self.A, self.B, self.scale, m=self.m, norm_axis=self.norm_axis)  # shapes
+        if self.groups is not None and not isinstance(self.groups, str):
+            self.groups = tuple(self.groups)  # type: ignore[assignment]  # a list, from a file
+        weights(  # shapes
+            self.W0,
+            self.A,
+            self.B,
+            self.scale,
+            m=self.m,
+            norm_axis=self.norm_axis,
+            groups=self.groups,
+        )
         self.W0_sq = squared_norms(self.W0, self.norm_axis)
 
     def forward(self, x: ArrayLike, *, rng: Rng = None) -> tuple[Array, Cache]:
@@ -198,6 +221,7 @@ class DoRALinear(Adapted):
             norm_axis=self.norm_axis,
             mask=self.mask(x, rng),
             W0_sq=self.W0_sq,
+            groups=self.groups,
         )
 
     def backward(self, dy: Array, cache: Cache) -> tuple[Array, Grads]:
@@ -207,7 +231,44 @@ class DoRALinear(Adapted):
 
     def adapted(self, W0: Array) -> Array:
         """m * V / ‖V‖."""
-        return dora_weight(W0, self.A, self.B, self.m, self.scale, norm_axis=self.norm_axis)
+        arrays = (W0, self.A, self.B, self.m, self.scale)
+        if self.groups is None:
+            return dora_weight(*arrays, norm_axis=self.norm_axis)
+        return granularity.dora_weight(*arrays, groups=self.groups)
+
+
+@dataclass(eq=False)
+class BoRALinear(Adapted):
+    """y = x @ W.T + bias, V normalised by column and the result by row (`granularity`), dense.
+
+    A: (r, d_in); B: (d_out, r); m_in: (d_in,); m_out: (d_out,).
+    """
+
+    m_in: Array
+    m_out: Array
+    scale: float
+    norm_grad: str = "exact"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("norm_grad", self.norm_grad, ("exact", "detached"))
+        weights(self.W0, self.A, self.B, self.scale)  # shapes
+        shaped("m_in", self.m_in, (self.W0.shape[1],), "one per input")
+        shaped("m_out", self.m_out, (self.W0.shape[0],), "one per output")
+
+    def forward(self, x: ArrayLike, *, rng: Rng = None) -> tuple[Array, Cache]:
+        """x: (..., d_in) to y: (..., d_out)."""
+        arrays = (self.W0, self.A, self.B, self.m_in, self.m_out, self.scale)
+        return granularity.bora_forward(x, *arrays, bias=self.bias, mask=self.mask(x, rng))
+
+    def backward(self, dy: Array, cache: Cache) -> tuple[Array, Grads]:
+        """Gradients: dx, and A, B, m_in, m_out and bias where they train."""
+        g = granularity.bora_backward(dy, cache, norm_grad=self.norm_grad)
+        return g.dx, self.chosen(A=g.dA, B=g.dB, m_in=g.dm_in, m_out=g.dm_out, bias=g.dbias)
+
+    def adapted(self, W0: Array) -> Array:
+        """m_out * U / ‖U‖ with U = m_in * V / ‖V‖."""
+        return granularity.bora_weight(W0, self.A, self.B, self.m_in, self.m_out, self.scale)
 
 
 AnyLinear = Linear | Adapted

@@ -32,23 +32,29 @@ def rescale(model: Layer, spread: float, rng: np.random.Generator, *, by: str = 
     In every attention q and its bias times α, k and its bias over α, v and its bias times β, o's
     weight over β; in an MLP every layer's rows and bias times α, the next one's columns over α, the
     last layer's rows as they are. by: "layer" gives a matrix one factor, "row" each row of q, of v
-    or of a hidden layer its own. Factors are even in ln from 1 / spread to spread, spread >= 1,
-    over the layers or the rows, in an order that rng draws.
+    or of a hidden layer its own, "head" each head of q and of v (attention only). Factors are even
+    in ln from 1 / spread to spread, spread >= 1, over the layers, the rows or the heads, in an
+    order that rng draws.
 
     model: plain; rescale, then adapt. Arrays that change are new, the others shared, and the same
     ones train: before training, make copies with `thaw`, or `adapt`. Raises ValueError for adapted
     layers, for MLPs whose activation is not a ReLU, and where nothing can be rescaled.
     """
     spread = number("spread", spread, minimum=1)
-    one_of("by", by, ("layer", "row"))
+    one_of("by", by, ("layer", "row", "head"))
     if not isinstance(rng, np.random.Generator):
         raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
+    heads_of = _head_sizes(model) if by == "head" else {}
     factors: dict[str, list] = defaultdict(lambda: [1.0, 1.0])  # of rows and of columns
     for pairs in _freedoms(model):
         if by == "layer":
             alphas = list(_even(spread, len(pairs), rng))
         else:
-            alphas = [_even(spread, count, rng) for *_, count in pairs]
+            vectors = [1 if by == "row" else heads_of[first] for first, *_ in pairs]
+            alphas = [
+                np.repeat(_even(spread, count // k, rng), k)
+                for k, (*_, count) in zip(vectors, pairs, strict=True)
+            ]
         for (first, second, side, _), alpha in zip(pairs, alphas, strict=True):
             factors[first][ROWS] = factors[first][ROWS] * alpha
             factors[second][side] = factors[second][side] / alpha
@@ -93,6 +99,19 @@ def _freedoms(model: Layer) -> list[list[Pair]]:
             f" {type(model).__name__} without"
         )
     return freedoms
+
+
+def _head_sizes(model: Layer) -> dict[str, int]:
+    """{path of q or v: rows of one head}; ValueError for what has no heads."""
+    sizes = {}
+    for path, layer in walk(model):
+        if isinstance(layer, MLP):
+            raise ValueError("by: expected 'layer' or 'row' for an MLP, got 'head'")
+        if isinstance(layer, Attention):
+            at = f"{path}." if path else ""
+            for name in ("q", "v"):
+                sizes[at + name] = len(getattr(layer, name).weight) // layer.heads
+    return sizes
 
 
 def _even(spread: float, count: int, rng: np.random.Generator) -> Array:

@@ -37,6 +37,10 @@ def _check_can_hold(model: Layer, layers: dict[str, Adapted]) -> None:
     if not layers:
         raise ValueError("model: expected LoRALinear or DoRALinear layers, got none")
     for path, layer in layers.items():
+        if not isinstance(layer, LoRALinear | DoRALinear):
+            raise ValueError(f"{path}: PEFT has no {type(layer).__name__}; merge it instead")
+        if (groups := getattr(layer, "groups", None)) is not None:
+            raise ValueError(f"{path}: groups: PEFT has one m for each output, got {groups!r}")
         if len(layer.A) == 0:
             raise ValueError(f"{path}: PEFT has no layer that trains a magnitude alone")
         norm_axis = getattr(layer, "norm_axis", "per_output")

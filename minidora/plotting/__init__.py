@@ -4,7 +4,7 @@
 against direction, `decay` its slopes, `conformance` what the kit found.
 """
 
-from .basics import bars, curves, plane, scatter, tangent_plane, templates
+from .basics import bars, curves, groupings, plane, scatter, tangent_plane, templates
 from .conformance import errors_by_case
 from .decay import collapse, slopes
 from .movement import growth, intervals, layer_bars, magnitude_direction, within_matrix
@@ -23,6 +23,7 @@ __all__ = [
     "collapse",
     "curves",
     "errors_by_case",
+    "groupings",
     "growth",
     "intervals",
     "layer_bars",

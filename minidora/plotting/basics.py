@@ -202,3 +202,16 @@ def scatter(
         axes[0, 0].set_ylabel(ylabel)
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def groupings(panels: Mapping[str, NDArray], *, title: str = "") -> Figure:
+    """Matrices of group numbers, (d_out, d_in), each group with a colour and its number."""
+    size = (2.2 * len(panels) + 0.4, 2.9)
+    with opened(1, len(panels), size, squeeze=False) as (figure, axes):
+        for ax, (name, labels) in zip(axes[0], panels.items(), strict=True):
+            ax.imshow(labels, cmap="viridis", vmin=-0.5, vmax=1.5 * max(labels.max(), 1))
+            for (row, column), group in np.ndenumerate(labels):
+                ax.text(column, row, group, ha="center", va="center", color="white", fontsize=8)
+            ax.set(title=name, xlabel="input", ylabel="output", xticks=[], yticks=[])
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
