@@ -268,10 +268,7 @@ def bora_forward(
     mask: ArrayLike | None = None,
     eps: float = EPS,
 ) -> tuple[Array, GroupedCache]:
-    """y = x @ W.T + bias with U = m_in * V / ‖V‖ by column and W = m_out * U / ‖U‖ by row.
-
-    m_in: (d_in,); m_out: (d_out,); all else as in `dora.dora_forward`.
-    """
+    """The same for both axes. m_in: (d_in,); m_out: (d_out,); all else as in `dora.dora_forward`."""
     rows, layer, edge = enter(
         x, W0, A, B, scale, m=m_in, bias=bias, mask=mask, norm_axis="per_input", eps=eps
     )
@@ -307,10 +304,7 @@ def bora_weight(
     *,
     eps: float = EPS,
 ) -> Array:
-    """The merged weight of `bora_forward`, (d_out, d_in), in W0's dtype.
-
-    At the start m_in = ‖W0‖ by column makes U = W0, and m_out = ‖W0‖ by row makes W = W0.
-    """
+    """The merged weight of `bora_forward`, in W0's dtype; W0 itself where both m are its norms."""
     layer, edge = weights(W0, A, B, scale, m=m_in, norm_axis="per_input", eps=eps)
     _, outer, _ = _both(layer, m_out)
     return edge.leave(W0=outer.m / outer.c * outer.V)[0]

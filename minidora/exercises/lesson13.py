@@ -30,12 +30,12 @@ def own_grouping(answer: Any) -> None:
         groups = shape[0] * shape[1] // 4
         counts = np.bincount(labels.ravel(), minlength=groups)
         expect(
-            len(counts) == groups and (counts == 4).all(),
+            len(counts) == groups and bool((counts == 4).all()),
             f"a matrix {shape} has {groups} tiles, numbered from 0, of four entries each;"
             f" yours have {counts.tolist()}",
         )
         tile = labels[:2, :2]
-        expect((tile == tile[0, 0]).all(), "the four entries of a tile stand in a square")
+        expect(bool((tile == tile[0, 0]).all()), "the four entries of a tile stand in a square")
         rng = np.random.default_rng(0)
         V, G, m = rng.normal(size=shape), rng.normal(size=shape), rng.normal(size=groups)
         dV, _ = _by_autograd(V, m, labels, G)
