@@ -30,7 +30,7 @@ def own_grouping(answer: Any) -> None:
         groups = shape[0] * shape[1] // 4
         counts = np.bincount(labels.ravel(), minlength=groups)
         expect(
-            len(counts) == groups and bool((counts == 4).all()),
+            len(counts) == groups and set(counts.tolist()) == {4},
             f"a matrix {shape} has {groups} tiles, numbered from 0, of four entries each;"
             f" yours have {counts.tolist()}",
         )
@@ -50,9 +50,9 @@ def not_learned(answer: Any) -> None:
     m_in = rng.normal(size=6)
     direction = np.asarray(ask(answer, m_in.copy()), float)
     expect(direction.shape == (6,), f"expected shape (6,), like m_in; got {direction.shape}")
-    expect(np.linalg.norm(direction) > 1e-9, "zero is no direction")
+    expect(float(np.linalg.norm(direction)) > 1e-9, "zero is no direction")
     cos = direction @ m_in / np.linalg.norm(direction) / np.linalg.norm(m_in)
-    ones = np.allclose(direction, direction[0])
+    ones = bool(np.allclose(direction, direction[0]))
     expect(not ones, "adding the same to every m changes their ratios; multiply")
     same(abs(cos), 1.0, "which change of m_in leaves all ratios of its entries as they are?")
 
