@@ -268,7 +268,7 @@ def bora_forward(
     mask: ArrayLike | None = None,
     eps: float = EPS,
 ) -> tuple[Array, GroupedCache]:
-    """The same for both axes. m_in: (d_in,); m_out: (d_out,); the rest as in `dora.dora_forward`."""
+    """The same for both axes. m_in: (d_in,); m_out: (d_out,); else as `dora.dora_forward`."""
     rows, layer, edge = enter(
         x, W0, A, B, scale, m=m_in, bias=bias, mask=mask, norm_axis="per_input", eps=eps
     )

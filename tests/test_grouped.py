@@ -90,6 +90,33 @@ def test_pure_decay_is_what_the_law_says():
     assert found["gain"]["pull"] == pytest.approx(1 - (1 - 0.1) ** 2)
     assert found["gain"]["entries"] == 6
     np.testing.assert_allclose(found["gain"]["norms"], [last.before.min(), last.before.max()])
+    start, now = vectors(model)["gain"], recorder.moves["gain"]
+    assert len(now[-1].turn) == len(start) == 5  # a gain is a vector, not an entry of one
+    r = np.corrcoef(last.turn, last.growth)[0, 1]
+    assert found["gain"]["signed"][1] == pytest.approx(r)
+    assert found["gain"]["measured"][1] == pytest.approx(
+        np.corrcoef(last.turn, np.abs(last.growth))[0, 1]
+    )
+
+
+def test_a_product_decays_twice():
+    model, rng = transformer(4)
+    recorder = GroupRecorder(model, [1])
+
+    def smaller(block):
+        q, k = (
+            replace(layer, weight=0.9 * layer.weight + 1e-6 * rng.normal(size=(6, 6)))
+            for layer in (block.attn.q, block.attn.k)
+        )
+        return replace(block, attn=replace(block.attn, q=q, k=k))
+
+    recorder(1, replace(model, blocks=tuple(map(smaller, model.blocks))))
+    settings = {"pull": 0.1, "rate": 1e-3, "schedule": "constant"}
+    found = against_the_law(recorder, 1, settings, rng)
+    assert list(found) == ["head of q", "head of k", "q kᵀ of a head"]
+    assert [one["pull"] for one in found.values()] == pytest.approx([0.1, 0.1, 0.19])
+    for one in found.values():
+        assert one["dM"] == pytest.approx(one["pull"] * np.mean(one["norms"]), rel=0.2)
 
 
 @pytest.mark.parametrize(
