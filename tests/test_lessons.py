@@ -48,6 +48,19 @@ LEAN = """class Lean(torch.autograd.Function):
         return {grads}
 """
 
+INTERVAL = """from scipy import stats
+
+def interval_mine(gaps, comparisons):
+    n = len(gaps)
+    half = stats.t.ppf(1 - {tail}, n - 1) * {error}
+    return np.mean(gaps) - half, np.mean(gaps) + half
+"""
+
+MENDED = """class MyMended(Port):
+    def norm(self, r, A, B):
+        return {}
+"""
+
 UNTRAINED = """def untrained(norms, u, pull, rng):
     def directions():
         v = rng.normal(size=(len(norms), 32, 32))
@@ -338,19 +351,18 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "def choose(losses):\n    return losses.mean(0).min()",
         ],
         [
-            "def mixed_count(d, r):\n    return 3 * 2 * d * r",
-            "def mixed_count(d, r):\n    return 3 * 2 * d * r + 6 * d",
-            "def mixed_count(d, r):\n    return 3 * (2 * d * r + d) + d + 4 * d + 4 * d",
+            INTERVAL.format(tail="0.05 / 2", error="np.std(gaps, ddof=1) / np.sqrt(n)"),
+            INTERVAL.format(tail="0.05 / comparisons", error="np.std(gaps, ddof=1) / np.sqrt(n)"),
+            INTERVAL.format(tail="0.05 / 2 / comparisons", error="np.std(gaps, ddof=1)"),
+            INTERVAL.format(tail="0.05 / 2 / comparisons", error="np.std(gaps) / np.sqrt(n)"),
+            INTERVAL.format(
+                tail="0.05 / 2", error="comparisons * np.std(gaps, ddof=1) / np.sqrt(n)"
+            ),
+            INTERVAL.format(
+                tail="0.05 / 2 / comparisons", error="-np.std(gaps, ddof=1) / np.sqrt(n)"
+            ),
         ],
-        [
-            "def paired(ours, theirs):\n    n = len(ours)\n"
-            "    both = np.var(ours, ddof=1) + np.var(theirs, ddof=1)\n"
-            "    return np.mean(ours) - np.mean(theirs), np.sqrt(both / n)",
-            "def paired(ours, theirs):\n    gaps = np.subtract(ours, theirs)\n"
-            "    return gaps.mean(), gaps.std(ddof=1)",
-            "def paired(ours, theirs):\n    gaps = np.subtract(theirs, ours)\n"
-            "    return gaps.mean(), gaps.std(ddof=1) / np.sqrt(len(gaps))",
-        ],
+        ["breaking = 0.16", "breaking = 20.0", "breaking = 0", "breaking = 'high'"],
     ],
     "11_pytorch": [
         [
@@ -370,6 +382,13 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
         ["rows = 512", "rows = 3072 + 256", "rows = 3000", "rows = 2**20"],
     ],
     "12_porting": [
+        [
+            MENDED.format("np.sqrt(np.sum(r.W0**2, 1))"),
+            MENDED.format("anp.sqrt(anp.sum((r.W0 + anp.dot(B, A)) ** 2, 1))"),
+            MENDED.format("anp.sum((r.W0 + r.scale * anp.dot(B, A)) ** 2, 1)"),
+            MENDED.format("anp.sqrt(anp.sum((r.W0 + r.scale * anp.dot(B, A)) ** 2, 0))"),
+            MENDED.format("anp.sqrt(anp.sum((r.W0 + r.scale * anp.dot(r.B, r.A)) ** 2, 1))"),
+        ],
         [
             "guesses = dict(zip([f'layer {i}' for i in range(1, 7)], 'abcdef'))",
             "guesses = dict(zip([f'layer {i}' for i in range(1, 7)], 'cfadbe'))",
@@ -391,6 +410,15 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "scales = {'q': 16 / 8**0.5, 'v': 0.5}",
             "scales = {'q': -16 / 8**0.5, 'v': -16 / 32**0.5}",
             "scales = {'q': 16 / 8**0.5, 'v': 64 / 32**0.5}",
+        ],
+        [
+            "Mine = Right",
+            "Mine = Layer1",
+            "class Mine(Right):\n    def length(self, r, V):\n"
+            "        return anp.sum(anp.abs(V), 1) + 1e-24",
+            "class Mine(Right):\n    def weight(self, r, A, B, m):\n"
+            "        return 1.01 * super().weight(r, A, B, m)",
+            "class Mine(Right):\n    def merge(self, r):\n        return 1.01 * super().merge(r)",
         ],
     ],
 }

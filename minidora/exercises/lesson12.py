@@ -2,9 +2,69 @@
 
 from typing import Any
 
-from . import NotYet, checker, expect
+import numpy as np
+
+from .. import kit
+from . import NotYet, checker, expect, show
 
 LETTERS = dict(zip([f"layer {i}" for i in range(1, 7)], "cfaebd", strict=True))
+
+
+def _request() -> kit.Request:
+    rng = np.random.default_rng(1)
+    r = kit.Request("forward", "check", norm_axis="per_output", norm_grad="exact", scale=2.0)
+    r.x, r.W0, r.bias = rng.normal(size=(8, 6)), rng.normal(size=(4, 6)), rng.normal(size=4)
+    r.A, r.B, r.m = rng.normal(size=(2, 6)), rng.normal(size=(4, 2)), rng.random(4) + 0.5
+    return r
+
+
+def _conformance(made: Any) -> kit.Report:
+    with np.errstate(all="ignore"):
+        return kit.run(made())
+
+
+@checker
+def _mends(answer: Any) -> None:
+    r = _request()
+    length = answer().norm(r, r.A, r.B)
+    if length is ...:
+        raise NotYet
+    expect(np.shape(length) == (4,), f"one length for each of 4 outputs; got {np.shape(length)}")
+    report = _conformance(answer)
+    named = ", ".join(report.diagnoses) or "no mistake that it knows"
+    expect(report.conforms(strict=True), f"the kit says: {named}")
+
+
+def mended(mine: type) -> type:
+    """Show what a port with its norm mended gets; the port to go on with."""
+    mark = _mends(mine)
+    show(mark)
+    if mark == "right":
+        return mine
+
+    class Mended(mine):  # type: ignore[misc, valid-type]
+        def norm(self, r: kit.Request, A: Any, B: Any) -> Any:
+            V = r.W0 + r.scale * (B @ A)
+            return (V * V).sum(1) ** 0.5
+
+    return Mended
+
+
+@checker
+def unnamed(answer: Any) -> None:
+    """A layer that passes identity at init and merge, fails the kit, and gets no diagnosis."""
+    r = _request()
+    layer = answer()
+    if layer.length(r, r.W0) is ...:
+        raise NotYet
+    merged = np.abs(layer.forward(r) - (r.x @ layer.merge(r).T + r.bias)).max()
+    expect(merged < 1e-10, f"the merged weight gives another output, off by {merged:.0e}")
+    r.B, r.m = 0 * r.B, layer.init_magnitude(r)
+    off = np.abs(layer.forward(r) - (r.x @ r.W0.T + r.bias)).max()
+    expect(off < 1e-10, f"as initialised it is not its base, off by {off:.0e}")
+    report = _conformance(answer)
+    expect(not report.conforms(), "it conforms: there is no mistake in it")
+    expect(not report.diagnoses, f"the kit names it: {', '.join(report.diagnoses)}")
 
 
 @checker
@@ -23,7 +83,7 @@ def guesses(answer: Any) -> None:
 
 @checker
 def alternatives(answer: Any) -> None:
-    """What the layer of exercise 2 chooses."""
+    """What the layer of exercise 3 chooses."""
     right = {"norm_axis": "per_input", "norm_grad": "detached", "dropout": "low_rank"}
     expect(isinstance(answer, dict), "a dict, as in class Port")
     answer = {n: v if isinstance(v, str) else v[0] for n, v in answer.items()}  # ["exact"] too
