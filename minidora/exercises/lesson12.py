@@ -42,7 +42,7 @@ def mended(mine: type) -> type:
     if mark == "right":
         return mine
 
-    class Mended(mine):  # type: ignore[misc, valid-type]
+    class Mended(mine):
         def norm(self, r: kit.Request, A: Any, B: Any) -> Any:
             V = r.W0 + r.scale * (B @ A)
             return (V * V).sum(1) ** 0.5
