@@ -159,7 +159,6 @@ def test_unknown_alternatives_of_a_program(program):
 @pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
 def test_a_port_in_javascript_passes():
     """Written from SPEC.md alone, so that the protocol is proved across languages."""
-    assert len(NODE.read_text(encoding="utf-8").splitlines()) <= 150
     with Program(["node", str(NODE)]) as port:
         report = run(port)
     assert [r for r in report.results if r.status == "fail"] == []
