@@ -259,18 +259,46 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
         ],
     ],
     "06_cost": [
+        ["VA_mine = WA + B @ AA", "VA_mine = WA + s * AA @ B.T", "VA_mine = WA"],
         [
-            "def factored_norms(W0_sq, WA, A, B, scale):\n"
-            "    return np.sqrt(W0_sq + scale**2 * (B * (B @ (A @ A.T))).sum(1))",
-            "def factored_norms(W0_sq, WA, A, B, scale):\n    return np.sqrt(W0_sq)",
-            "def factored_norms(W0_sq, WA, A, B, scale):\n"
-            "    return W0_sq + scale * (B * (2 * WA + scale * B @ (A @ A.T))).sum(1)",
+            "c_mine = W0_sq + s * (B * (WA + VA)).sum(1)",
+            "c_mine = np.sqrt(W0_sq + s**2 * (B * (B @ AA)).sum(1))",
+            "c_mine = np.sqrt(W0_sq + s * (B * WA).sum(1) + s**2 * (B * (B @ AA)).sum(1))",
+        ],
+        ["z_mine = x @ W0.T + (x @ A.T) @ B.T", "z_mine = x @ W0.T", "z_mine = x @ V.T"],
+        ["dm_mine = (dy * z).sum(0)", "dm_mine = (dy * z).mean(0) / c", "dm_mine = dy * z / c"],
+        [
+            "k_mine = stretch * dm / c",
+            "k_mine = -stretch * dm / c**2",
+            "k_mine = -m * dm / c",
         ],
         [
-            "def magnitude_gradient(dy, z, c):\n    return (dy * z).sum(0)",
-            "def magnitude_gradient(dy, z, c):\n    return (dy * z).mean(0) / c",
+            "dB_mine = dB_detached",
+            "dB_mine = dB_detached + k[:, None] * VA",
+            "dB_mine = dB_detached + s * k[:, None] * WA",
         ],
-        ["dense_bytes = 4 * 4096**2", "dense_bytes = 4096**2"],
+        [
+            "dA_mine = dA_detached + s * (k[:, None] * B).T @ W0",
+            "dA_mine = dA_detached + s * B.T @ W0 + s * s * (B.T @ B) @ A",
+        ],
+        [
+            "def column_norms(W0, W0_sq, A, B, scale):\n"
+            "    return np.sqrt(((W0 + scale * B @ A) ** 2).sum(0))",
+            "def column_norms(W0, W0_sq, A, B, scale):\n"
+            "    return np.sqrt(W0_sq + 2 * scale * (W0 * (B @ A)).sum(0)"
+            " + scale**2 * (A * (B.T @ B @ A)).sum(0))",
+            "def column_norms(W0, W0_sq, A, B, scale):\n"
+            "    return W0_sq + 2 * scale * (A * (B.T @ W0)).sum(0)"
+            " + scale**2 * (A * (B.T @ B @ A)).sum(0)",
+            "def column_norms(W0, W0_sq, A, B, scale):\n"
+            "    return np.sqrt(W0_sq + scale**2 * (A * (B.T @ B @ A)).sum(0))",
+            "def column_norms(W0, W0_sq, A, B, scale):\n"
+            "    WA = W0 @ A.T\n"
+            "    update = scale * B @ (A @ A.T)\n"
+            "    return np.sqrt((W0**2).sum(1) + scale * (B * (2 * WA + update)).sum(1))",
+        ],
+        ["tokens = 1600", "tokens = 8", "tokens = 800 * 4096"],
+        ["fat_rank = 512", "fat_rank = 64", "fat_rank = 100"],
     ],
     "07_mlp": [
         [
