@@ -259,13 +259,13 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
         ],
     ],
     "06_cost": [
-        ["VA_mine = WA + B @ AA", "VA_mine = WA + s * AA @ B.T", "VA_mine = WA"],
+        ["VA_mine = WA + B @ AA", "VA_mine = s * B @ AA", "VA_mine = WA"],
         [
             "c_mine = W0_sq + s * (B * (WA + VA)).sum(1)",
             "c_mine = np.sqrt(W0_sq + s**2 * (B * (B @ AA)).sum(1))",
             "c_mine = np.sqrt(W0_sq + s * (B * WA).sum(1) + s**2 * (B * (B @ AA)).sum(1))",
         ],
-        ["z_mine = x @ W0.T + (x @ A.T) @ B.T", "z_mine = x @ W0.T", "z_mine = x @ V.T"],
+        ["z_mine = x @ W0.T + (x @ A.T) @ B.T", "z_mine = x @ W0.T", "z_mine = s * (x @ A.T) @ B.T"],
         ["dm_mine = (dy * z).sum(0)", "dm_mine = (dy * z).mean(0) / c", "dm_mine = dy * z / c"],
         [
             "k_mine = stretch * dm / c",
