@@ -265,7 +265,11 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "c_mine = np.sqrt(W0_sq + s**2 * (B * (B @ AA)).sum(1))",
             "c_mine = np.sqrt(W0_sq + s * (B * WA).sum(1) + s**2 * (B * (B @ AA)).sum(1))",
         ],
-        ["z_mine = x @ W0.T + (x @ A.T) @ B.T", "z_mine = x @ W0.T", "z_mine = s * (x @ A.T) @ B.T"],
+        [
+            "z_mine = x @ W0.T + (x @ A.T) @ B.T",
+            "z_mine = x @ W0.T",
+            "z_mine = s * (x @ A.T) @ B.T",
+        ],
         ["dm_mine = (dy * z).sum(0)", "dm_mine = (dy * z).mean(0) / c", "dm_mine = dy * z / c"],
         [
             "k_mine = stretch * dm / c",
@@ -302,16 +306,52 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
     ],
     "07_mlp": [
         [
+            "growth_mine = np.abs(np.linalg.norm(W, axis=1) - np.linalg.norm(W0, axis=1))",
+            "growth_mine = np.linalg.norm(W - W0, axis=1)",
+            "growth_mine = np.linalg.norm(W, axis=0) - np.linalg.norm(W0, axis=0)",
+            "growth_mine = (np.linalg.norm(W, axis=1) - np.linalg.norm(W0, axis=1)).mean()",
+        ],
+        [
+            "turn_mine = (W * W0).sum(1) / np.linalg.norm(W, axis=1) / np.linalg.norm(W0, axis=1)",
+            "turn_mine = 1 - (W * W0).sum(1) / np.linalg.norm(W0, axis=1) ** 2",
+            "turn_mine = 1 - (W * W0).sum() / np.linalg.norm(W) / np.linalg.norm(W0)",
+        ],
+        [
             "def count_trained(d_out, d_in, rank, method):\n    return rank * (d_out + d_in)",
             "def count_trained(d_out, d_in, rank, method):\n"
             "    low = rank * (d_out + d_in)\n"
             "    few = {'lora': low, 'dora': low + d_out, 'magnitude': d_out}\n"
             "    return few.get(method, d_out * d_in)",
+            "def count_trained(d_out, d_in, rank, method):\n"
+            "    return {'full': 8320, 'lora': 576, 'dora': 704, 'magnitude': 128}[method]",
+            "def count_trained(d_out, d_in, rank, method):\n"
+            "    low = rank * (d_out + d_in)\n"
+            "    full = d_out * d_in + d_out\n"
+            "    few = {'full': full, 'lora': low, 'dora': low + d_in, 'magnitude': d_in}\n"
+            "    return few[method]",
         ],
         [
             "def half_strength(base, adapted):\n    return adapted",
             "def half_strength(base, adapted):\n    return nn.set_strength(adapted, 0.25)",
             "def half_strength(base, adapted):\n    return 0.5",
+            "def half_strength(base, adapted):\n    adapted.strength = 0.5\n    return adapted",
+            "def half_strength(base, adapted):\n"
+            "    adapted.B *= 0.5\n    adapted.m *= 0.5\n    return adapted",
+            "def half_strength(base, adapted):\n"
+            "    adapted.B *= 0.5\n    return nn.set_strength(adapted, 0.5)",
+        ],
+        [
+            "def directions_alone(base, seed):\n    return adapted(base, 'DoRA', seed)",
+            "def directions_alone(base, seed):\n"
+            "    model = adapted(base, 'DoRA', seed)\n"
+            "    train(model, best['DoRA'], seed)\n    return model",
+            "def directions_alone(base, seed):\n"
+            "    model = adapted(base, 'LoRA', seed)\n"
+            "    train(model, best['LoRA'], seed)\n    return model",
+            "def directions_alone(base, seed):\n"
+            "    rng = np.random.default_rng(seed)\n"
+            "    model = nn.adapt(base, 'dora', rank=RANK, rng=rng, train=('A', 'B'))\n"
+            "    train(model, 1e-5, seed)\n    return model",
         ],
     ],
     "08_transformer": [
