@@ -355,15 +355,64 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
         ],
     ],
     "08_transformer": [
+        ["dv_mine = p @ dz", "dv_mine = dz", "dv_mine = p.T @ v"],
+        ["dp_mine = dz.T @ v", "dp_mine = v @ dz.T", "dp_mine = q @ k.T"],
+        [
+            "dS_mine = p * dp",
+            "dS_mine = dp - (p * dp).sum(1, keepdims=True)",
+            "dS_mine = p * (dp - dp.sum(1, keepdims=True))",
+            "dS_mine = p * (dp - (p * dp).sum(0, keepdims=True))",
+        ],
+        ["dq_mine = dS @ k", "dq_mine = dS.T @ k / np.sqrt(d_head)"],
+        ["dk_mine = dS @ q / np.sqrt(d_head)", "dk_mine = dS.T @ q"],
+        [
+            "dx_mine = block.ln1.backward(block.attn.backward(dy, c_attn)[0], c_ln)[0]",
+            "dx_mine = dy + block.attn.backward(dy, c_attn)[0]",
+            "dx_mine = dy",
+        ],
+        [
+            "dM_mine = np.array([abs(c.growth.mean()) for c in lora])",
+            "dM_mine = np.array([c.growth.mean() / c.before.mean() for c in lora])",
+            "dM_mine = np.mean([c.dM for c in lora])",
+        ],
+        [
+            "dD_mine = np.array([1 - c.turn.mean() for c in lora])",
+            "dD_mine = np.array([c.turn.max() for c in lora])",
+        ],
         [
             "def causal(scores):\n    return np.exp(scores) / np.exp(scores).sum(1, keepdims=True)",
             "def causal(scores):\n"
             "    return np.tril(np.exp(scores) / np.exp(scores).sum(1, keepdims=True))",
+            "def causal(scores):\n"
+            "    p = np.exp(scores) * np.tril(np.ones(scores.shape))\n"
+            "    return p / p.sum(1, keepdims=True)",
+            "def causal(scores):\n"
+            "    p = np.tril(np.exp(scores - scores.max(1, keepdims=True)))\n"
+            "    return p / p.sum(1, keepdims=True)",
         ],
         [
             "def temperature(logits, temperature):\n"
             "    p = np.exp(logits * temperature)\n    return p / p.sum()",
             "def temperature(logits, temperature):\n    return np.exp(logits / temperature)",
+            "def temperature(logits, temperature):\n"
+            "    p = np.exp(logits / temperature)\n    return p / p.sum()",
+        ],
+        [
+            "def elsewhere(model, seed):\n"
+            "    rng = np.random.default_rng(seed)\n"
+            "    network = nn.adapt(model, 'dora', ('up', 'down'), rank=4, rng=rng)\n"
+            "    return train(network, seed, rates['DoRA'])",
+            "def elsewhere(model, seed):\n"
+            "    rng = np.random.default_rng(seed)\n"
+            "    network = nn.adapt(model, 'lora', ('up', 'down'), rank=1, rng=rng)\n"
+            "    return train(network, seed, rates['LoRA'])",
+            "def elsewhere(model, seed):\n"
+            "    rng = np.random.default_rng(seed)\n"
+            "    return nn.adapt(model, 'dora', ('up', 'down'), rank=1, rng=rng)",
+            "def elsewhere(model, seed):\n"
+            "    rng = np.random.default_rng(seed)\n"
+            "    network = nn.adapt(model, 'dora', ('q', 'v'), rank=4, rng=rng)\n"
+            "    return train(network, seed, rates['DoRA'])",
         ],
     ],
     "09_magnitude_direction": [
