@@ -241,21 +241,45 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
     ],
     "05_projection": [
         [
-            "def my_project(G, V):\n    return G - V * (G * V).sum() / (V * V).sum()",
-            "def my_project(G, V):\n    c = np.linalg.norm(V, axis=1, keepdims=True)\n"
-            "    return G - V * (G * V).sum(1, keepdims=True) / c",
-            "def my_project(G, V):\n"
-            "    return V * (G * V).sum(1, keepdims=True) / (V * V).sum(1, keepdims=True)",
+            "radial_mine = v * (g @ v)",
+            "radial_mine = v * (g @ v) / np.linalg.norm(v)",
+            "radial_mine = v",
+        ],
+        ["tangential_mine = radial - g", "tangential_mine = g", "tangential_mine = radial"],
+        [
+            "dm_mine = g @ v",
+            "dm_mine = np.linalg.norm(g)",
+            "dm_mine = radial",
+            "dm_mine = -(g @ unit)",
         ],
         [
-            "def norm_after(c, t, rate):\n    return c + rate * t",
-            "def norm_after(c, t, rate):\n    return np.hypot(c, t)",
+            "def project_columns(G, V):\n"
+            "    return G - V * (G * V).sum(1, keepdims=True) / (V * V).sum(1, keepdims=True)",
+            "def project_columns(G, V):\n    return G - V * (G * V).sum() / (V * V).sum()",
+            "def project_columns(G, V):\n    return V * (G * V).sum(0) / (V * V).sum(0)",
+            "def project_columns(G, V):\n"
+            "    return G - V * (G * V).sum(0) / np.linalg.norm(V, axis=0)",
         ],
         [
-            "def radial_share(G, V):\n"
-            "    return 1 - (G * V).sum(1) ** 2 / (G * G).sum(1) / (V * V).sum(1)",
-            "def radial_share(G, V):\n"
-            "    return abs((G * V).sum(1)) / np.sqrt((G * G).sum(1) * (V * V).sum(1))",
+            "def angle_after(c, t, rate):\n    return rate * t / c",
+            "def angle_after(c, t, rate):\n    return np.arctan(t / c)",
+            "def angle_after(c, t, rate):\n    return np.degrees(np.arctan(rate * t / c))",
+            "def angle_after(c, t, rate):\n    return np.arctan(c / (rate * t))",
+        ],
+        [
+            "def descend_held(norm_grad):\n    return bases[0].layers[0].weight",
+            "def descend_held(norm_grad):\n    return descend(norm_grad)",
+            """def descend_held(norm_grad, steps=200, rate=0.5, task="turned by 30°"):
+    model = nn.thaw(bases[0])
+    V = model.layers[0].weight.copy()
+    m = norms(V, "per_output")
+    for _ in range(steps):
+        c = norms(V, "per_output")
+        model.layers[0].weight[:] = (m / c)[:, None] * V
+        G = gradient(model, tasks[task])
+        dV = projection.direction_gradient(G, V, m, "per_output", norm_grad=norm_grad)
+        V, m = V - rate * dV, m - rate * (G * V).sum(1) / c
+    return V""",
         ],
     ],
     "06_cost": [
@@ -446,6 +470,49 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "fisher_interval = tuple(np.tanh(np.arctanh(-0.5) + np.array([-1, 1]) / 3))",
             "fisher_interval = tuple(np.tanh(np.arctanh(-0.5) + np.array([1, -1]) * 1.96 / 3))",
             "fisher_interval = -0.5",
+        ],
+    ],
+    "09b_explanations": [
+        ["C_V_mine = P @ C", "C_V_mine = C - np.outer(w, w)", "C_V_mine = C"],
+        [
+            "effective_rank_mine = -(share * np.log(share)).sum()",
+            "effective_rank_mine = np.exp((share * np.log(share)).sum())",
+            "effective_rank_mine = np.linalg.matrix_rank(C)",
+        ],
+        [
+            "distance_mine = np.linalg.norm(C - np.trace(C) / 64 * np.eye(64))",
+            "distance_mine = np.linalg.norm(C - np.trace(C) / 64) / np.linalg.norm(C)",
+            "distance_mine = np.linalg.norm(C - np.eye(64)) / np.linalg.norm(C)",
+        ],
+        [
+            "dm_mine = (G_rows * W).sum(1) / np.linalg.norm(W, axis=1)",
+            "dm_mine = np.linalg.norm(G_rows, axis=1)",
+            "dm_mine = np.abs((G_rows * W).sum(1))",
+        ],
+        [
+            "turn_mine = 1 - np.abs((G_rows * unit_rows).sum(1)) / np.linalg.norm(G_rows, axis=1)",
+            "turn_mine = rate * np.linalg.norm(G_rows, axis=1) / np.linalg.norm(W, axis=1)",
+        ],
+        [
+            "def best_row(C):\n    return np.linalg.eigh(C)[1][:, 0]",
+            "def best_row(C):\n    return np.linalg.eigh(C)[1][-1]",
+            "def best_row(C):\n    return W0[busiest]",
+            "def best_row(C):\n    return np.zeros(64)",
+        ],
+        [
+            "def correlation_at(sigma):\n    return -1.0",
+            """def correlation_at(sigma):
+    rng = np.random.default_rng(0)
+    w, g = (one_length(rng.normal(size=(128, 64))) for _ in range(2))
+    g = g * np.exp(sigma * rng.normal(size=(128, 1)))
+    turn = analysis.changes(w, w - 1e-3 * g, "per_output").turn
+    return analysis.spearman(np.abs((g * w).sum(1)), turn)""",
+            """def correlation_at(sigma):
+    rng = np.random.default_rng(0)
+    w, g = (one_length(rng.normal(size=(128, 64))) for _ in range(2))
+    w = w * np.exp(sigma * rng.normal(size=(128, 1)))
+    turn = analysis.changes(w, w - g, "per_output").turn
+    return analysis.spearman(np.abs((g * w).sum(1)), turn)""",
         ],
     ],
     "10_rank_and_granularity": [

@@ -53,17 +53,15 @@ def directions_alone(answer: Any) -> None:
     """A function (base, seed) -> a trained network whose rows turned and kept their norms."""
     digits, turned = data.digits(), data.digits("rotated", angle=90)
     rng = np.random.default_rng(20)
-    base = nn.MLP.init((64, 128, 10), rng)
+    base: Any = nn.MLP.init((64, 128, 10), rng)
     batches = data.batches((digits.x, digits.y), 64, rng)
     training.fit(base, nn.classification, batches, steps=300, rate=3e-3, progress=False)
     model = ask(answer, base, 20)
     expect(hasattr(model, "layers"), "return the trained network")
     expect(not any(layer.weight.flags.writeable for layer in base.layers), "adapt the base")
-    moved = [
-        changes(before.layers[i].weight, after.layers[i].weight, "per_output")
-        for before, after in ((base, nn.merge(model)),)
-        for i in range(2)
-    ]
+    merged: Any = nn.merge(model)
+    pairs = zip(base.layers, merged.layers, strict=True)
+    moved = [changes(before.weight, after.weight, "per_output") for before, after in pairs]
     expect(all(c.dD > 1e-3 for c in moved), "the directions are those of the base; train them")
     kept = all(np.allclose(c.growth, 0, atol=1e-3 * c.before.mean()) for c in moved)
     expect(kept, "the norms of the rows have changed; m is not to train")

@@ -36,7 +36,12 @@ def causal(answer: Any) -> None:
     large = np.array([[-2000.0, 3000.0], [1000.0, 1000.0]])
     got = np.asarray(ask(answer, large.copy()), float)
     expect(bool(np.isfinite(got).all()), "it overflows on scores of 1000: take off the maximum")
-    same(got, [[1, 0], [0.5, 0.5]], "take off the maximum of what a row may see, row by row", 1e-5)
+    same(
+        got,
+        np.array([[1, 0], [0.5, 0.5]]),
+        "take off the maximum of what a row may see, row by row",
+        1e-5,
+    )
 
 
 @checker
@@ -65,7 +70,7 @@ def temperature(answer: Any) -> None:
 def elsewhere(answer: Any) -> None:
     """A function (model, seed) -> the model with DoRA trained in up and down, at the fair rank."""
     rng = np.random.default_rng(7)
-    model = nn.Transformer.init(data.VOCABULARY, d=32, heads=4, depth=2, length=13, rng=rng)
+    model: Any = nn.Transformer.init(data.VOCABULARY, 32, 4, 2, 13, rng)
     fair = nn.adapt(model, "dora", ("q", "v"), rank=4, rng=rng)
     network = ask(answer, model, 7)
     expect(hasattr(network, "blocks"), "return the trained network")
