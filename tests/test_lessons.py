@@ -254,61 +254,202 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
     ],
     "05_projection": [
         [
-            "def my_project(G, V):\n    return G - V * (G * V).sum() / (V * V).sum()",
-            "def my_project(G, V):\n    c = np.linalg.norm(V, axis=1, keepdims=True)\n"
-            "    return G - V * (G * V).sum(1, keepdims=True) / c",
-            "def my_project(G, V):\n"
-            "    return V * (G * V).sum(1, keepdims=True) / (V * V).sum(1, keepdims=True)",
+            "radial_mine = v * (g @ v)",
+            "radial_mine = v * (g @ v) / np.linalg.norm(v)",
+            "radial_mine = v",
+        ],
+        ["tangential_mine = radial - g", "tangential_mine = g", "tangential_mine = radial"],
+        [
+            "dm_mine = g @ v",
+            "dm_mine = np.linalg.norm(g)",
+            "dm_mine = radial",
+            "dm_mine = -(g @ unit)",
         ],
         [
-            "def norm_after(c, t, rate):\n    return c + rate * t",
-            "def norm_after(c, t, rate):\n    return np.hypot(c, t)",
+            "def project_columns(G, V):\n"
+            "    return G - V * (G * V).sum(1, keepdims=True) / (V * V).sum(1, keepdims=True)",
+            "def project_columns(G, V):\n    return G - V * (G * V).sum() / (V * V).sum()",
+            "def project_columns(G, V):\n    return V * (G * V).sum(0) / (V * V).sum(0)",
+            "def project_columns(G, V):\n"
+            "    return G - V * (G * V).sum(0) / np.linalg.norm(V, axis=0)",
         ],
         [
-            "def radial_share(G, V):\n"
-            "    return 1 - (G * V).sum(1) ** 2 / (G * G).sum(1) / (V * V).sum(1)",
-            "def radial_share(G, V):\n"
-            "    return abs((G * V).sum(1)) / np.sqrt((G * G).sum(1) * (V * V).sum(1))",
+            "def angle_after(c, t, rate):\n    return rate * t / c",
+            "def angle_after(c, t, rate):\n    return np.arctan(t / c)",
+            "def angle_after(c, t, rate):\n    return np.degrees(np.arctan(rate * t / c))",
+            "def angle_after(c, t, rate):\n    return np.arctan(c / (rate * t))",
+        ],
+        [
+            "def descend_held(norm_grad):\n    return bases[0].layers[0].weight",
+            "def descend_held(norm_grad):\n    return descend(norm_grad)",
+            """def descend_held(norm_grad, steps=200, rate=0.5, task="turned by 30°"):
+    model = nn.thaw(bases[0])
+    V = model.layers[0].weight.copy()
+    m = norms(V, "per_output")
+    for _ in range(steps):
+        c = norms(V, "per_output")
+        model.layers[0].weight[:] = (m / c)[:, None] * V
+        G = gradient(model, tasks[task])
+        dV = projection.direction_gradient(G, V, m, "per_output", norm_grad=norm_grad)
+        V, m = V - rate * dV, m - rate * (G * V).sum(1) / c
+    return V""",
         ],
     ],
     "06_cost": [
+        ["VA_mine = WA + B @ AA", "VA_mine = s * B @ AA", "VA_mine = WA"],
         [
-            "def factored_norms(W0_sq, WA, A, B, scale):\n"
-            "    return np.sqrt(W0_sq + scale**2 * (B * (B @ (A @ A.T))).sum(1))",
-            "def factored_norms(W0_sq, WA, A, B, scale):\n    return np.sqrt(W0_sq)",
-            "def factored_norms(W0_sq, WA, A, B, scale):\n"
-            "    return W0_sq + scale * (B * (2 * WA + scale * B @ (A @ A.T))).sum(1)",
+            "c_mine = W0_sq + s * (B * (WA + VA)).sum(1)",
+            "c_mine = np.sqrt(W0_sq + s**2 * (B * (B @ AA)).sum(1))",
+            "c_mine = np.sqrt(W0_sq + s * (B * WA).sum(1) + s**2 * (B * (B @ AA)).sum(1))",
         ],
         [
-            "def magnitude_gradient(dy, z, c):\n    return (dy * z).sum(0)",
-            "def magnitude_gradient(dy, z, c):\n    return (dy * z).mean(0) / c",
+            "z_mine = x @ W0.T + (x @ A.T) @ B.T",
+            "z_mine = x @ W0.T",
+            "z_mine = s * (x @ A.T) @ B.T",
         ],
-        ["dense_bytes = 4 * 4096**2", "dense_bytes = 4096**2"],
+        ["dm_mine = (dy * z).sum(0)", "dm_mine = (dy * z).mean(0) / c", "dm_mine = dy * z / c"],
+        [
+            "k_mine = stretch * dm / c",
+            "k_mine = -stretch * dm / c**2",
+            "k_mine = -m * dm / c",
+        ],
+        [
+            "dB_mine = dB_detached",
+            "dB_mine = dB_detached + k[:, None] * VA",
+            "dB_mine = dB_detached + s * k[:, None] * WA",
+        ],
+        [
+            "dA_mine = dA_detached + s * (k[:, None] * B).T @ W0",
+            "dA_mine = dA_detached + s * B.T @ W0 + s * s * (B.T @ B) @ A",
+        ],
+        [
+            "def column_norms(W0, W0_sq, A, B, scale):\n"
+            "    return np.sqrt(((W0 + scale * B @ A) ** 2).sum(0))",
+            "def column_norms(W0, W0_sq, A, B, scale):\n"
+            "    return np.sqrt(W0_sq + 2 * scale * (W0 * (B @ A)).sum(0)"
+            " + scale**2 * (A * (B.T @ B @ A)).sum(0))",
+            "def column_norms(W0, W0_sq, A, B, scale):\n"
+            "    return W0_sq + 2 * scale * (A * (B.T @ W0)).sum(0)"
+            " + scale**2 * (A * (B.T @ B @ A)).sum(0)",
+            "def column_norms(W0, W0_sq, A, B, scale):\n"
+            "    return np.sqrt(W0_sq + scale**2 * (A * (B.T @ B @ A)).sum(0))",
+            "def column_norms(W0, W0_sq, A, B, scale):\n"
+            "    WA = W0 @ A.T\n"
+            "    update = scale * B @ (A @ A.T)\n"
+            "    return np.sqrt((W0**2).sum(1) + scale * (B * (2 * WA + update)).sum(1))",
+        ],
+        ["tokens = 1600", "tokens = 8", "tokens = 800 * 4096"],
+        ["fat_rank = 512", "fat_rank = 64", "fat_rank = 100"],
     ],
     "07_mlp": [
+        [
+            "growth_mine = np.abs(np.linalg.norm(W, axis=1) - np.linalg.norm(W0, axis=1))",
+            "growth_mine = np.linalg.norm(W - W0, axis=1)",
+            "growth_mine = np.linalg.norm(W, axis=0) - np.linalg.norm(W0, axis=0)",
+            "growth_mine = (np.linalg.norm(W, axis=1) - np.linalg.norm(W0, axis=1)).mean()",
+        ],
+        [
+            "turn_mine = (W * W0).sum(1) / np.linalg.norm(W, axis=1) / np.linalg.norm(W0, axis=1)",
+            "turn_mine = 1 - (W * W0).sum(1) / np.linalg.norm(W0, axis=1) ** 2",
+            "turn_mine = 1 - (W * W0).sum() / np.linalg.norm(W) / np.linalg.norm(W0)",
+        ],
         [
             "def count_trained(d_out, d_in, rank, method):\n    return rank * (d_out + d_in)",
             "def count_trained(d_out, d_in, rank, method):\n"
             "    low = rank * (d_out + d_in)\n"
             "    few = {'lora': low, 'dora': low + d_out, 'magnitude': d_out}\n"
             "    return few.get(method, d_out * d_in)",
+            "def count_trained(d_out, d_in, rank, method):\n"
+            "    return {'full': 8320, 'lora': 576, 'dora': 704, 'magnitude': 128}[method]",
+            "def count_trained(d_out, d_in, rank, method):\n"
+            "    low = rank * (d_out + d_in)\n"
+            "    full = d_out * d_in + d_out\n"
+            "    few = {'full': full, 'lora': low, 'dora': low + d_in, 'magnitude': d_in}\n"
+            "    return few[method]",
         ],
         [
             "def half_strength(base, adapted):\n    return adapted",
             "def half_strength(base, adapted):\n    return nn.set_strength(adapted, 0.25)",
             "def half_strength(base, adapted):\n    return 0.5",
+            "def half_strength(base, adapted):\n    adapted.strength = 0.5\n    return adapted",
+            "def half_strength(base, adapted):\n"
+            "    adapted.B *= 0.5\n    adapted.m *= 0.5\n    return adapted",
+            "def half_strength(base, adapted):\n"
+            "    adapted.B *= 0.5\n    return nn.set_strength(adapted, 0.5)",
+        ],
+        [
+            "def directions_alone(base, seed):\n    return adapted(base, 'DoRA', seed)",
+            "def directions_alone(base, seed):\n"
+            "    model = adapted(base, 'DoRA', seed)\n"
+            "    train(model, best['DoRA'], seed)\n    return model",
+            "def directions_alone(base, seed):\n"
+            "    model = adapted(base, 'LoRA', seed)\n"
+            "    train(model, best['LoRA'], seed)\n    return model",
+            "def directions_alone(base, seed):\n"
+            "    rng = np.random.default_rng(seed)\n"
+            "    model = nn.adapt(base, 'dora', rank=RANK, rng=rng, train=('A', 'B'))\n"
+            "    train(model, 1e-5, seed)\n    return model",
         ],
     ],
     "08_transformer": [
+        ["dv_mine = p @ dz", "dv_mine = dz", "dv_mine = p.T @ v"],
+        ["dp_mine = dz.T @ v", "dp_mine = v @ dz.T", "dp_mine = q @ k.T"],
+        [
+            "dS_mine = p * dp",
+            "dS_mine = dp - (p * dp).sum(1, keepdims=True)",
+            "dS_mine = p * (dp - dp.sum(1, keepdims=True))",
+            "dS_mine = p * (dp - (p * dp).sum(0, keepdims=True))",
+        ],
+        ["dq_mine = dS @ k", "dq_mine = dS.T @ k / np.sqrt(d_head)"],
+        ["dk_mine = dS @ q / np.sqrt(d_head)", "dk_mine = dS.T @ q"],
+        [
+            "dx_mine = block.ln1.backward(block.attn.backward(dy, c_attn)[0], c_ln)[0]",
+            "dx_mine = dy + block.attn.backward(dy, c_attn)[0]",
+            "dx_mine = dy",
+        ],
+        [
+            "dM_mine = np.array([abs(c.growth.mean()) for c in lora])",
+            "dM_mine = np.array([c.growth.mean() / c.before.mean() for c in lora])",
+            "dM_mine = np.mean([c.dM for c in lora])",
+        ],
+        [
+            "dD_mine = np.array([1 - c.turn.mean() for c in lora])",
+            "dD_mine = np.array([c.turn.max() for c in lora])",
+        ],
         [
             "def causal(scores):\n    return np.exp(scores) / np.exp(scores).sum(1, keepdims=True)",
             "def causal(scores):\n"
             "    return np.tril(np.exp(scores) / np.exp(scores).sum(1, keepdims=True))",
+            "def causal(scores):\n"
+            "    p = np.exp(scores) * np.tril(np.ones(scores.shape))\n"
+            "    return p / p.sum(1, keepdims=True)",
+            "def causal(scores):\n"
+            "    p = np.tril(np.exp(scores - scores.max(1, keepdims=True)))\n"
+            "    return p / p.sum(1, keepdims=True)",
         ],
         [
             "def temperature(logits, temperature):\n"
             "    p = np.exp(logits * temperature)\n    return p / p.sum()",
             "def temperature(logits, temperature):\n    return np.exp(logits / temperature)",
+            "def temperature(logits, temperature):\n"
+            "    p = np.exp(logits / temperature)\n    return p / p.sum()",
+        ],
+        [
+            "def elsewhere(model, seed):\n"
+            "    rng = np.random.default_rng(seed)\n"
+            "    network = nn.adapt(model, 'dora', ('up', 'down'), rank=4, rng=rng)\n"
+            "    return train(network, seed, rates['DoRA'])",
+            "def elsewhere(model, seed):\n"
+            "    rng = np.random.default_rng(seed)\n"
+            "    network = nn.adapt(model, 'lora', ('up', 'down'), rank=1, rng=rng)\n"
+            "    return train(network, seed, rates['LoRA'])",
+            "def elsewhere(model, seed):\n"
+            "    rng = np.random.default_rng(seed)\n"
+            "    return nn.adapt(model, 'dora', ('up', 'down'), rank=1, rng=rng)",
+            "def elsewhere(model, seed):\n"
+            "    rng = np.random.default_rng(seed)\n"
+            "    network = nn.adapt(model, 'dora', ('q', 'v'), rank=4, rng=rng)\n"
+            "    return train(network, seed, rates['DoRA'])",
         ],
     ],
     "09_magnitude_direction": [
@@ -342,6 +483,49 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "fisher_interval = tuple(np.tanh(np.arctanh(-0.5) + np.array([-1, 1]) / 3))",
             "fisher_interval = tuple(np.tanh(np.arctanh(-0.5) + np.array([1, -1]) * 1.96 / 3))",
             "fisher_interval = -0.5",
+        ],
+    ],
+    "09b_explanations": [
+        ["C_V_mine = P @ C", "C_V_mine = C - np.outer(w, w)", "C_V_mine = C"],
+        [
+            "effective_rank_mine = -(share * np.log(share)).sum()",
+            "effective_rank_mine = np.exp((share * np.log(share)).sum())",
+            "effective_rank_mine = np.linalg.matrix_rank(C)",
+        ],
+        [
+            "distance_mine = np.linalg.norm(C - np.trace(C) / 64 * np.eye(64))",
+            "distance_mine = np.linalg.norm(C - np.trace(C) / 64) / np.linalg.norm(C)",
+            "distance_mine = np.linalg.norm(C - np.eye(64)) / np.linalg.norm(C)",
+        ],
+        [
+            "dm_mine = (G_rows * W).sum(1) / np.linalg.norm(W, axis=1)",
+            "dm_mine = np.linalg.norm(G_rows, axis=1)",
+            "dm_mine = np.abs((G_rows * W).sum(1))",
+        ],
+        [
+            "turn_mine = 1 - np.abs((G_rows * unit_rows).sum(1)) / np.linalg.norm(G_rows, axis=1)",
+            "turn_mine = rate * np.linalg.norm(G_rows, axis=1) / np.linalg.norm(W, axis=1)",
+        ],
+        [
+            "def best_row(C):\n    return np.linalg.eigh(C)[1][:, 0]",
+            "def best_row(C):\n    return np.linalg.eigh(C)[1][-1]",
+            "def best_row(C):\n    return W0[busiest]",
+            "def best_row(C):\n    return np.zeros(64)",
+        ],
+        [
+            "def correlation_at(sigma):\n    return -1.0",
+            """def correlation_at(sigma):
+    rng = np.random.default_rng(0)
+    w, g = (one_length(rng.normal(size=(128, 64))) for _ in range(2))
+    g = g * np.exp(sigma * rng.normal(size=(128, 1)))
+    turn = analysis.changes(w, w - 1e-3 * g, "per_output").turn
+    return analysis.spearman(np.abs((g * w).sum(1)), turn)""",
+            """def correlation_at(sigma):
+    rng = np.random.default_rng(0)
+    w, g = (one_length(rng.normal(size=(128, 64))) for _ in range(2))
+    w = w * np.exp(sigma * rng.normal(size=(128, 1)))
+    turn = analysis.changes(w, w - g, "per_output").turn
+    return analysis.spearman(np.abs((g * w).sum(1)), turn)""",
         ],
     ],
     "10_rank_and_granularity": [

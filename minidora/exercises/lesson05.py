@@ -4,50 +4,49 @@ from typing import Any
 
 import numpy as np
 
-from ..projection import project, split
+from ..analysis import changes
+from ..decomposition import norms
+from ..projection import project
 from . import ask, checker, expect, same
 
 
-def _gradient() -> tuple:
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(5, 8)), rng.normal(size=(5, 8)) * 3
-
-
 @checker
-def my_project(answer: Any) -> None:
-    """A function (G, V) -> the tangential part of each row, no (d, d) matrix built."""
-    G, V = _gradient()
+def project_columns(answer: Any) -> None:
+    """A function (G, V) -> the tangential part of each column, no square matrix built."""
+    rng = np.random.default_rng(0)
+    G, V = rng.normal(size=(5, 8)), rng.normal(size=(5, 8)) * 3
     got = ask(answer, G, V)
     expect(np.shape(got) == G.shape, f"expected shape {G.shape}, got {np.shape(got)}")
-    radial, tangential = split(G, V, "per_output")
-    expect(not np.allclose(got, radial), "that is the part along V; keep the rest")
-    once = G - V * (G * V).sum(1, keepdims=True) / np.linalg.norm(V, axis=1, keepdims=True)
-    expect(not np.allclose(got, once), "divide by the norm twice: v v^T / ||v||^2")
-    never = G - V * (G * V).sum(1, keepdims=True)
-    expect(not np.allclose(got, never), "divide by the squared norm: v v^T / ||v||^2")
-    literal = G - G @ V.T @ V / np.linalg.norm(V, axis=1).max() ** 2
-    by_frobenius = G - G @ V.T @ V / (V * V).sum()
+    right = project(G, V, "per_input")
+    expect(not np.allclose(got, G - right), "that is the part along V; keep the rest")
+    expect(not np.allclose(got, project(G, V, "per_output")), "those are rows; take columns")
+    for power in (0, 1):
+        once = G - V * (G * V).sum(0) / norms(V, "per_input") ** power
+        expect(not np.allclose(got, once), "divide by the squared norm: v v^T / ||v||^2")
     one_number = G - V * (G * V).sum() / (V * V).sum()
-    for whole in (literal, by_frobenius, one_number):
-        expect(not np.allclose(got, whole), "one projector for each row, not one for all of V")
-    same(got, tangential, "some of G along the rows of V is left")
+    expect(not np.allclose(got, one_number), "one projector for each column, not one for all of V")
+    same(got, right, "some of G along the columns of V is left")
 
 
 @checker
-def norm_after(answer: Any) -> None:
-    """A function (c, t, rate) -> the norm of v after a tangential step of length rate * t."""
+def angle_after(answer: Any) -> None:
+    """A function (c, t, rate) -> the angle by which a tangential step turns a vector of norm c."""
     got = ask(answer, 3.0, 8.0, 0.5)
-    expect(not np.isclose(got, 7.0), "the step stands at a right angle; lengths do not add up")
-    expect(not np.isclose(got, np.sqrt(73.0)), "the step is rate times as long as the gradient")
-    same(got, 5.0, "think of the right triangle")
+    expect(not np.isclose(got, 4 / 3), "that is its tangent; for small steps it is almost the same")
+    expect(not np.isclose(got, np.arctan(8 / 3)), "the step is rate times as long as the gradient")
+    expect(not np.isclose(got, np.degrees(np.arctan(4 / 3))), "in radians, please")
+    expect(not np.isclose(got, np.arctan(3 / 4)), "the angle at the other end of the triangle")
+    same(got, np.arctan(4 / 3), "think of the right triangle: legs c and rate * t")
 
 
 @checker
-def radial_share(answer: Any) -> None:
-    """A function (G, V) -> the share of each row's squared length that lies along V."""
-    G, V = _gradient()
-    got = ask(answer, G, V)
-    right = 1 - (project(G, V, "per_output") ** 2).sum(1) / (G**2).sum(1)
-    expect(not np.allclose(got, np.sqrt(right)), "the share of the squared length, please")
-    expect(not np.allclose(got, 1 - right), "that is the tangential share")
-    same(got, right, "cos(g, v) squared, row by row")
+def descend_held(answer: Any) -> None:
+    """A function (norm_grad) -> V after descent, its rows held at their lengths."""
+    exact, detached = (np.asarray(ask(answer, kind), float) for kind in ("exact", "detached"))
+    for V in (exact, detached):
+        expect(V.shape == (128, 64), f"return V, of shape (128, 64); got shape {V.shape}")
+    expect(not np.array_equal(exact, detached), "both gradients gave the same V; did V move?")
+    apart = np.abs(norms(exact, "per_output") / norms(detached, "per_output") - 1).max()
+    expect(apart < 1e-9, f"the rows' lengths differ by up to {apart:.0%}; they were to be held")
+    turn = changes(exact, detached, "per_output").dD
+    expect(turn < 0.01, f"the two V stand {turn:.2f} apart in ΔD; use the same steps and rate")

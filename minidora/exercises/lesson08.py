@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import nn
+from ..training import data
 from . import ask, checker, expect, same
 
 
@@ -30,6 +32,16 @@ def causal(answer: Any) -> None:
     for why, wrong in guesses.items():
         expect(not np.allclose(got, wrong, atol=1e-5), why)
     same(got, right, "each row should be a softmax over the positions up to its own", 1e-5)
+    # the largest score of all comes later than what the first row may see
+    large = np.array([[-2000.0, 3000.0], [1000.0, 1000.0]])
+    got = np.asarray(ask(answer, large.copy()), float)
+    expect(bool(np.isfinite(got).all()), "it overflows on scores of 1000: take off the maximum")
+    same(
+        got,
+        np.array([[1, 0], [0.5, 0.5]]),
+        "take off the maximum of what a row may see, row by row",
+        1e-5,
+    )
 
 
 @checker
@@ -49,3 +61,33 @@ def temperature(answer: Any) -> None:
     for why, wrong in guesses.items():
         expect(not np.allclose(got, wrong, atol=1e-5), why)
     same(got, sharpened, "not the probabilities from which to draw", 1e-5)
+    got = np.asarray(ask(answer, np.array([5.0, 5.0, -3.0]), 1e-3), float)
+    expect(bool(np.isfinite(got).all()), "it overflows at a temperature of 1e-3")
+    same(got, [0.5, 0.5, 0.0], "at a temperature near 0 the largest logits share everything", 1e-5)
+
+
+@checker
+def elsewhere(answer: Any) -> None:
+    """A function (model, seed) -> the model with DoRA trained in up and down, at the fair rank."""
+    rng = np.random.default_rng(7)
+    model: Any = nn.Transformer.init(data.VOCABULARY, 32, 4, 2, 13, rng)
+    fair = nn.adapt(model, "dora", ("q", "v"), rank=4, rng=rng)
+    network = ask(answer, model, 7)
+    expect(hasattr(network, "blocks"), "return the trained network")
+    names = {name.rsplit(".", 1)[0] for name in nn.trained(network)}
+    wanted = {f"blocks.{i}.{layer}" for i in range(2) for layer in ("up", "down")}
+    expect(names == wanted, f"{sorted(wanted)} should train, not {sorted(names)}")
+    arrays = {name.rsplit(".", 1)[1] for name in nn.trained(network)}
+    expect(arrays == {"A", "B", "m"}, f"DoRA trains A, B and m, not {sorted(arrays)}")
+    count, most = (sum(a.size for a in nn.trained(n).values()) for n in (network, fair))
+    expect(count <= most, f"of two blocks it trains {count} numbers, q and v at rank 4 {most}")
+    more = sum(sum(b.up.weight.shape) + sum(b.down.weight.shape) for b in model.blocks)
+    expect(count + more > most, "a larger rank is possible with no more numbers than q and v")
+    moved = [np.abs(array).max() for name, array in nn.trained(network).items() if name[-1] == "B"]
+    expect(min(moved) > 0, "B is zero: train the network")
+    words = data.encode(data.names("female")[:300], 13)
+    losses = [
+        nn.cross_entropy(n.forward(words.tokens, padding=words.padding)[0], words.targets)[0]
+        for n in (model, network)
+    ]
+    expect(losses[1] < losses[0], f"the loss went from {losses[0]:.2f} to {losses[1]:.2f}")

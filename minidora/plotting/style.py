@@ -25,6 +25,9 @@ METHOD_COLORS = {  # one colour a method, in every figure
 SYNONYMS = {
     "full": "FT",
     "full fine-tuning": "FT",
+    "full q and v": "FT of q and v",
+    "exact": "DoRA",
+    "detached": "DoRA detached",
     "DoRA, exact": "DoRA",
     "DoRA, detached": "DoRA detached",
     "magnitude only": "magnitude",
