@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ._boundary import Array, finite, floating, positive_int
+from ._boundary import Array, finite, floating, positive_int, shaped
 
 __all__ = ["HALF_GAP", "NF4", "VALUES", "block_errors", "dequantise", "even_block", "quantise"]
 
@@ -95,20 +95,19 @@ def quantise(W: ArrayLike, block: int = 64) -> NF4:
 def dequantise(q: NF4, dtype: DTypeLike = np.float32) -> Array:
     """The matrix that NF4 codes stand for, absmax * VALUES[code], in a floating dtype.
 
-    Returns (d_out, d_in). Raises ValueError where codes and absmax do not fit shape and block.
+    Returns (d_out, d_in). Raises TypeError where codes are no bytes or absmax is not floating,
+    ValueError where they do not fit shape and block.
 
     >>> dequantise(quantise(np.array([[3.0, -1.5, 0.0, 0.4]]))).round(3)
     array([[ 3.   , -1.575,  0.   ,  0.483]], dtype=float32)
     """
     size = q.shape[0] * q.shape[1]
-    expected = {"codes": ((size + 1) // 2,), "absmax": (-(-size // even_block(q.block)),)}
-    for name, shape in expected.items():
-        array, kind = getattr(q, name), "uint8" if name == "codes" else "float32"
-        if array.dtype != kind:
-            raise TypeError(f"{name}: expected dtype {kind}, got {array.dtype}")
-        if array.shape != shape:
-            because = f"W {q.shape} in blocks of {q.block}"
-            raise ValueError(f"{name}: expected shape {shape} ({because}), got shape {array.shape}")
+    because = f"W {q.shape} in blocks of {q.block}"
+    shaped("absmax", q.absmax, (-(-size // even_block(q.block)),), because)
+    if q.codes.dtype != np.uint8:
+        raise TypeError(f"codes: expected dtype uint8, got {q.codes.dtype}")
+    if q.codes.shape != (expected := ((size + 1) // 2,)):
+        raise ValueError(f"codes: expected shape {expected} ({because}), got {q.codes.shape}")
     codes = np.stack([q.codes >> 4, q.codes & 15], 1).ravel()[:size]
     units = np.repeat(q.absmax.astype(dtype), q.block)[:size]
     return (VALUES.astype(dtype)[codes] * units).reshape(q.shape)
