@@ -80,7 +80,8 @@ def quantise(W: ArrayLike, block: int = 64) -> NF4:
     W, block = floating("W", W, ndim=2), even_block(block)
     with np.errstate(over="ignore"):
         flat = finite("W", W.astype(np.float32)).ravel()  # (d_out * d_in,)
-    blocks = np.zeros((-(-flat.size // block), block), np.float32)  # the last one filled with 0
+    width = min(block, flat.size + flat.size % 2)
+    blocks = np.zeros((-(-flat.size // block), width), np.float32)  # the last one filled with 0
     blocks.flat[: flat.size] = flat
     absmax = np.abs(blocks).max(1)  # (blocks,)
     least = np.float32(1e-38)  # nothing is divided by zero
@@ -109,7 +110,7 @@ def dequantise(q: NF4, dtype: DTypeLike = np.float32) -> Array:
     if q.codes.shape != (expected := ((size + 1) // 2,)):
         raise ValueError(f"codes: expected shape {expected} ({because}), got {q.codes.shape}")
     codes = np.stack([q.codes >> 4, q.codes & 15], 1).ravel()[:size]
-    units = np.repeat(q.absmax.astype(dtype), q.block)[:size]
+    units = np.repeat(q.absmax.astype(dtype), min(q.block, size))[:size]
     return (VALUES.astype(dtype)[codes] * units).reshape(q.shape)
 
 

@@ -111,6 +111,14 @@ def test_quantising_what_came_back_changes_nothing():
         np.testing.assert_array_equal(again.absmax, q.absmax)
 
 
+def test_a_block_may_be_larger_than_any_matrix():
+    W = matrix((5, 13), np.random.default_rng(3))
+    for block in (66, 2**50):
+        q = nf4.quantise(W, block)
+        assert q.absmax.tolist() == [np.abs(W).max()]
+        assert nf4.block_errors(W, q).shape == (1,)
+
+
 def test_weights_too_small_for_a_normal_number_raise_no_warning():
     W = np.full((1, 4), 1e-42, np.float32)
     assert not nf4.dequantise(nf4.quantise(W)).any()

@@ -153,6 +153,8 @@ def test_dvora_errors():
         nn.adapt(base, "dvora", groups=("rows", 2), rng=rng)
     assert all(array.flags.writeable for array in nn.parameters(base).values())
     layer = nn.adapt(linear(rng), "dvora", rank=3, rng=rng)
+    arrays = (layer.W0, None, layer.A, layer.B, layer.d, layer.b, layer.m)
+    assert nn.DVoRALinear(*arrays).scale == 1 and nn.DVoRALinear(*arrays).norm_grad == "exact"
     for changed, message in (
         ({"A": layer.A[:, 1:]}, "^A: expected 12 or more for W0, got 11"),
         ({"B": layer.B[1:]}, "^B: expected 10 or more for W0, got 9"),
@@ -168,6 +170,8 @@ def test_dvora_errors():
         ({"m": np.ones(12)}, r"^m: expected shape \(10,\) \(one per vector, per_output\), got"),
         ({"norm_axis": "rows"}, "^norm_axis: expected 'per_output' or 'per_input', got 'rows'"),
         ({"norm_grad": "no"}, "^norm_grad: expected 'exact' or 'detached', got 'no'"),
+        ({"A": layer.A[0]}, r"^A: expected 2 dimensions, got shape \(12,\)"),
+        ({"B": layer.B[0]}, r"^B: expected 2 dimensions, got shape \(3,\)"),
         ({"W0": layer.W0[0]}, r"^W0: expected 2 dimensions, got shape \(12,\)"),
         ({"b": layer.b * np.nan}, "^b: expected finite values, got 10"),
     ):

@@ -132,7 +132,7 @@ def load_adapter(path: FilePath, base: Layer) -> Checkpoint:
     """
     about, arrays = _read(path, "adapter")
     plain = parameters(base)
-    plain |= quantised(path, about["structure"], plain)
+    plain |= quantised(path, about, plain)
     for name, expected in about["relies_on"].items():
         if name not in plain:
             raise ValueError(f"{path}: expected a base with an array {name!r}, got none")

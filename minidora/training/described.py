@@ -112,12 +112,12 @@ def by_layer(structure: dict[str, Any], at: str = "") -> dict[str, dict[str, Any
 
 
 def quantised(
-    path: FilePath, structure: dict[str, Any], plain: Mapping[str, Array]
+    path: FilePath, about: Mapping[str, Any], plain: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """{name: codes or absmax} of those of a base's weights that a structure keeps in NF4."""
+    """{name: codes or absmax} of those of a base's weights that a file's structure has in NF4."""
     arrays: dict[str, Any] = {}
     try:
-        for at, layer in by_layer(structure).items():
+        for at, layer in by_layer(about["structure"]).items():
             prefix = f"{at}." if at else ""
             if layer["type"] == "QDoRALinear" and f"{prefix}weight" in plain:
                 q = quantise(plain[f"{prefix}weight"], layer["settings"]["block"])
