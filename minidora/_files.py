@@ -19,9 +19,9 @@ FilePath = str | os.PathLike[str]
 def storable(name: str, array: Array) -> Array:
     """The array as files hold it, in C order and little endian; uncopied where it is that already.
 
-    Raises ValueError with the array's name where it is not float16, float32 or float64.
+    Raises ValueError with the array's name where it is not float16, float32 or float64, or bytes.
     """
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+    if array.dtype != np.uint8 and (array.dtype.kind != "f" or array.dtype.itemsize > 8):
         raise ValueError(f"{name}: expected float16, float32 or float64, got {array.dtype}")
     return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 

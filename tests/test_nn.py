@@ -503,7 +503,7 @@ def test_adapt_errors():
         nn.adapt(base, "lora", train=("m",), rng=rng)
     with pytest.raises(ValueError, match="^dropout: expected 0 or more and below 1, got 1.0"):
         nn.adapt(base, "lora", dropout=1.0, rng=rng)
-    known = r"expected names among \['alpha', 'dropout', .* got \['size'\]"
+    known = r"expected names among \['alpha', 'block', .* got \['size'\]"
     with pytest.raises(TypeError, match=rf"^targets\['layers.0'\]: {known}"):
         nn.adapt(base, "lora", {"layers.0": {"size": 3}}, rng=rng)
     with pytest.raises(TypeError, match=f"^settings: {known}"):

@@ -25,7 +25,10 @@ class LoRALinear(nn.Module):
         self.scale = layer.scale
 
     def weight(self):
-        return self.W0 + self.scale * self.B @ self.A
+        return self.W0 + self.update()
+
+    def update(self):
+        return self.scale * self.B @ self.A
 
     def forward(self, x):
         return F.linear(x, self.weight(), self.bias)
@@ -48,6 +51,38 @@ class DoRALinear(LoRALinear):
         c = c.detach() if self.detached else c
         W = (self.m.unsqueeze(1) * groups / c).view_as(vectors)
         return W if self.dim == 1 else W.T
+
+
+class DVoRALinear(DoRALinear):
+    """V = W0 + (b ∘ B) (d ∘ A)."""
+
+    def __init__(self, layer):
+        super().__init__(layer)
+        self.d, self.b = nn.Parameter(tensor(layer.d)), nn.Parameter(tensor(layer.b))
+
+    def update(self):
+        d_out, d_in = self.W0.shape
+        return self.b.diag() @ self.B[:d_out] @ self.d.diag() @ self.A[:, :d_in]
+
+
+class QDoRALinear(DoRALinear):
+    """W0 from NF4: two codes a byte, the first in the upper half."""
+
+    def __init__(self, layer):
+        super().__init__(layer)
+        del self.W0
+        self.codes = nn.Parameter(tensor(layer.codes), requires_grad=False)
+        self.absmax = nn.Parameter(tensor(layer.absmax), requires_grad=False)
+        self.block = layer.block
+
+    @property
+    def W0(self):
+        from minidora.nf4 import VALUES
+
+        shape = len(self.B), self.A.shape[1]
+        codes = torch.stack([self.codes // 16, self.codes % 16], 1).ravel()[: shape[0] * shape[1]]
+        absmax = self.absmax.double().repeat_interleave(self.block)[: len(codes)]
+        return (tensor(VALUES).double()[codes.long()] * absmax).view(shape)
 
 
 class Attention(nn.Module):
@@ -82,6 +117,19 @@ class LayerNorm(nn.Module):
 
     def forward(self, x):
         return F.layer_norm(x, x.shape[-1:], self.gain, self.bias)
+
+
+class DoRANorm(nn.Module):
+    """A layer norm whose gain is m * v / ‖v‖."""
+
+    def __init__(self, layer):
+        super().__init__()
+        names = ("m", "v", "bias")
+        self.m, self.v, self.bias = (nn.Parameter(tensor(getattr(layer, n))) for n in names)
+
+    def forward(self, x):
+        gain = self.m * self.v / (self.v.pow(2).sum() + 1e-24).sqrt()
+        return F.layer_norm(x, x.shape[-1:], gain, self.bias)
 
 
 class Embedding(nn.Module):
@@ -160,7 +208,8 @@ def twin_of(model):
         vocabulary, d = model.tok.table.shape
         heads, depth = model.blocks[0].attn.heads, len(model.blocks)
         twin = Transformer(vocabulary, d, heads, depth, len(model.pos.table))
-    kinds = {"LoRALinear": LoRALinear, "DoRALinear": DoRALinear}
+    kinds = {"LoRALinear": LoRALinear, "DoRALinear": DoRALinear, "DoRANorm": DoRANorm}
+    kinds |= {"DVoRALinear": DVoRALinear, "QDoRALinear": QDoRALinear}
     for path, layer in mini.walk(model):
         if type(layer).__name__ in kinds:
             parent, _, name = path.rpartition(".")
@@ -171,5 +220,7 @@ def twin_of(model):
     assert parameters.keys() == arrays.keys()
     for name, parameter in parameters.items():
         parameter.data = tensor(arrays[name])
+        if name not in trained and not parameter.is_floating_point():
+            continue
         parameter.requires_grad = name in trained
     return twin

@@ -77,7 +77,7 @@ def _case(
 
 def plain_settings(model: nn.Layer) -> dict[str, dict]:
     """What the witnesses need to know of each layer, by path."""
-    names = ("scale", "norm_axis", "norm_grad", "groups", "strength", "heads", "dropout", "rate")
+    names = "scale norm_axis norm_grad groups block strength heads dropout rate".split()
     return {
         path: {name: getattr(layer, name) for name in names if hasattr(layer, name)}
         for path, layer in nn.walk(model)
@@ -93,6 +93,8 @@ def single_layers(kind: str, rng: np.random.Generator, _: None = None) -> Iterat
         model = nn.Linear.init(d, 4, rng, **wide)
     elif kind == "layer_norm":
         model = nn.LayerNorm.init(d, **wide)
+    elif kind == "rms_norm":
+        model = nn.RMSNorm.init(d, **wide)
     elif kind == "attention":
         model = nn.Attention.init(d, 2, rng, **wide)
     elif kind == "dropout":
@@ -133,6 +135,18 @@ def adapted(
         yield _case(name, model, rng, witness="linear", x=x, seed=seed)
 
 
+def norms(
+    kind: str, rng: np.random.Generator, _: None = None, *, norm_grad: str = "exact"
+) -> Iterator[Case]:
+    """One norm layer whose gain is a magnitude times a direction, the bias training too."""
+    make: Any = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}[kind]
+    base = make.init(6, dtype=np.float64)
+    base.gain += rng.normal(size=6)
+    train = ("m", "v", "bias") if kind == "layer_norm" else None
+    model = nn.adapt(base, "gain_dora", train=train, norm_grad=norm_grad)
+    yield _case(kind, model, rng, witness=kind, x=rng.normal(size=(2, 5, 6)))
+
+
 def mlps(method: str, rng: np.random.Generator, _: None = None, **settings: Any) -> Iterator[Case]:
     """A small classifier with one label ignored."""
     model: Any = nn.MLP.init((5, 7, 6, 3), rng, dtype=np.float64)
@@ -161,6 +175,7 @@ def transformers(
 def _method(model, method, targets, rng, settings):
     if method == "full":
         return nn.adapt(model, "full")
+    targets = settings.pop("targets", targets)
     return nn.adapt(model, method, targets, rank=2, alpha=3, rng=rng, **settings)
 
 
@@ -168,6 +183,11 @@ DETACHED_PER_INPUT: dict[str, Any] = {"norm_axis": "per_input", "norm_grad": "de
 CASES: dict[str, Callable] = {
     "Linear": partial(single_layers, "linear"),
     "LayerNorm": partial(single_layers, "layer_norm"),
+    "RMSNorm": partial(single_layers, "rms_norm"),
+    "DoRANorm": partial(norms, "layer_norm"),
+    "DoRANorm, detached": partial(norms, "layer_norm", norm_grad="detached"),
+    "DoRANorm, RMS": partial(norms, "rms_norm"),
+    "DoRANorm, RMS, detached": partial(norms, "rms_norm", norm_grad="detached"),
     "GELU": partial(single_layers, "gelu"),
     "ReLU": partial(single_layers, "relu"),
     "Dropout": partial(single_layers, "dropout"),
@@ -183,6 +203,11 @@ CASES: dict[str, Callable] = {
         adapted, "dora", groups=("columns", 3), norm_grad="detached"
     ),
     "DoRALinear, whole, rank 0": partial(adapted, "magnitude", groups="whole"),
+    "DVoRALinear": partial(adapted, "dvora"),
+    "DVoRALinear, detached, per input": partial(adapted, "dvora", **DETACHED_PER_INPUT),
+    "QDoRALinear": partial(adapted, "qdora", block=8),
+    "QDoRALinear, detached, per input": partial(adapted, "qdora", block=64, **DETACHED_PER_INPUT),
+    "QDoRALinear, rows in pairs": partial(adapted, "qdora", groups=("rows", 2)),
     "BoRALinear": partial(adapted, "bora"),
     "BoRALinear, detached": partial(adapted, "bora", norm_grad="detached"),
     "MLP, full": partial(mlps, "full"),
@@ -195,4 +220,13 @@ CASES: dict[str, Callable] = {
     "Transformer, DoRA, detached, per input": partial(transformers, "dora", **DETACHED_PER_INPUT),
     "Transformer, DoRA by heads": partial(transformers, "dora", groups=("rows", 3)),
     "Transformer, magnitude": partial(transformers, "magnitude"),
+    "Transformer, gains": partial(
+        transformers, "gain", targets={"ln1": {"train": ("gain", "bias")}, "ln2": {}}
+    ),
+    "Transformer, DVoRA and gains": partial(
+        transformers, "dvora", targets={"q": {}, "up": {}, "ln1": "gain_dora", "ln": "gain"}
+    ),
+    "Transformer, QDoRA and gains": partial(
+        transformers, "qdora", targets={"q": {}, "down": {}, "ln2": "gain_dora"}, block=10
+    ),
 }

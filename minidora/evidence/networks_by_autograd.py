@@ -28,6 +28,39 @@ def constant(a: Array) -> Array:
 defvjp(constant, lambda ans, a: lambda g: 0 * g)
 
 
+NF4 = np.array(  # QLoRA (arXiv 2305.14314), appendix E
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ]
+)
+
+
+def written_out(p: Arrays, settings: Settings) -> Arrays:
+    """p, with what a layer's arrays stand for beside them: W0, A and B, or gain."""
+    p = dict(p)
+    for at in [path + "." if path else "" for path in settings]:
+        s = settings[at.removesuffix(".")]
+        if at + "codes" in p:
+            both = [code for byte in p[at + "codes"] for code in divmod(int(byte), 16)]
+            shape = len(p[at + "B"]), p[at + "A"].shape[1]
+            flat = [
+                NF4[both[i]] * p[at + "absmax"][i // s["block"]] for i in range(shape[0] * shape[1])
+            ]
+            p[at + "W0"] = np.array(flat).reshape(shape)
+        if at + "d" in p:
+            d_out, d_in = p[at + "W0"].shape
+            p[at + "A"] = np.dot(np.diag(p[at + "d"]), p[at + "A"][:, :d_in])
+            p[at + "B"] = np.dot(np.diag(p[at + "b"]), p[at + "B"][:d_out])
+        if at + "v" in p:
+            c = np.sqrt(np.sum(p[at + "v"] ** 2) + 1e-24)
+            c = constant(c) if s["norm_grad"] == "detached" else c
+            p[at + "gain"] = p[at + "m"][0] * p[at + "v"] / c
+    return p
+
+
 def get(p: Arrays, path: str, name: str) -> Any:
     """The array `name` of the layer at `path`, or None."""
     return p.get(f"{path}.{name}" if path else name)
@@ -77,6 +110,11 @@ def layer_norm(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
     centred = x - np.mean(x, axis=-1, keepdims=True)
     var = np.mean(centred**2, axis=-1, keepdims=True)
     return centred / np.sqrt(var + 1e-5) * get(p, path, "gain") + get(p, path, "bias")
+
+
+def rms_norm(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
+    """To mean square 1, then gain."""
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5) * get(p, path, "gain")
 
 
 def gelu(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
@@ -157,6 +195,7 @@ def transformer(
 FUNCTIONS = {
     "linear": linear,
     "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
     "gelu": gelu,
     "dropout": dropout,
     "relu": relu,
@@ -174,11 +213,17 @@ def value(inputs: Arrays, settings: Settings) -> Array:
         layer_settings = {"": {**layer_settings[""], "seed": settings["seed"]}}
     x = inputs["x"] if "x" in inputs else settings["tokens"]
     extra = () if settings["padding"] is None else (settings["padding"],)
-    y = FUNCTIONS[name](inputs, layer_settings, "", x, *extra)
+    arrays = written_out(inputs, layer_settings)
+    y = FUNCTIONS[name](arrays, layer_settings, "", x, *extra)
     return y if settings["targets"] is None else cross_entropy(y, settings["targets"])
 
 
 def network_gradients(dy: Array, inputs: Arrays, settings: Settings) -> Arrays:
-    """Gradients of sum(dy * value) for every input, frozen ones too, as {"d" + name: array}."""
-    vjp, _ = make_vjp(lambda p: value(p, settings))(inputs)
+    """Gradients of sum(dy * value) for every input, frozen ones too, as {"d" + name: array}.
+
+    Codes have none.
+    """
+    codes = {name: a for name, a in inputs.items() if a.dtype.kind != "f"}
+    arrays = {name: a for name, a in inputs.items() if name not in codes}
+    vjp, _ = make_vjp(lambda p: value({**codes, **p}, settings))(arrays)
     return {"d" + name: grad for name, grad in vjp(dy).items()}

@@ -8,13 +8,15 @@ names. What trains is each layer's `trainable`; backward forms no gradient for a
 
 from .adapt import Adaptation, adapt, merge, set_strength, thaw, trainable_summary
 from .attention import Attention
+from .gains import DoRANorm
 from .layer import Layer, parameters, trained, walk
-from .layers import GELU, Dropout, Embedding, LayerNorm, ReLU
+from .layers import GELU, Dropout, Embedding, LayerNorm, ReLU, RMSNorm
 from .linear import BoRALinear, DoRALinear, Linear, LoRALinear
 from .losses import classification, cross_entropy, language_modelling
 from .mlp import MLP
 from .rescale import rescale
 from .transformer import Block, Transformer
+from .variants import DVoRALinear, QDoRALinear
 
 __all__ = [
     "GELU",
@@ -23,13 +25,17 @@ __all__ = [
     "Attention",
     "Block",
     "BoRALinear",
+    "DVoRALinear",
     "DoRALinear",
+    "DoRANorm",
     "Dropout",
     "Embedding",
     "Layer",
     "LayerNorm",
     "Linear",
     "LoRALinear",
+    "QDoRALinear",
+    "RMSNorm",
     "ReLU",
     "Transformer",
     "adapt",

@@ -47,24 +47,29 @@ class Layer:
         raise NotImplementedError
 
 
+def _kept(layer: Layer) -> Iterator[tuple[str, Any]]:
+    """A layer's fields that are not derived, for these may be computed when asked for."""
+    for f in fields(layer):
+        if not f.metadata.get("derived"):
+            yield f.name, getattr(layer, f.name, None)
+
+
 def own_arrays(layer: Layer) -> Iterator[tuple[str, Array]]:
     """The layer's own arrays by name, sub-layers and derived fields left out."""
-    for f in fields(layer):
-        value = getattr(layer, f.name, None)
-        if isinstance(value, np.ndarray) and not f.metadata.get("derived"):
-            yield f.name, value
+    for name, value in _kept(layer):
+        if isinstance(value, np.ndarray):
+            yield name, value
 
 
 def children(layer: Layer) -> Iterator[tuple[str, Layer]]:
     """The layer's direct sub-layers by name; those in a tuple as `name.0`, `name.1`, ..."""
-    for f in fields(layer):
-        value = getattr(layer, f.name, None)
+    for name, value in _kept(layer):
         if isinstance(value, Layer):
-            yield f.name, value
+            yield name, value
         elif isinstance(value, tuple):
             for i, item in enumerate(value):
                 if isinstance(item, Layer):
-                    yield f"{f.name}.{i}", item
+                    yield f"{name}.{i}", item
 
 
 def _path(prefix: str, name: str) -> str:

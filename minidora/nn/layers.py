@@ -1,4 +1,4 @@
-"""Embedding, layer norm, activations and dropout.
+"""Embedding, layer norm, RMS norm, activations and dropout.
 
 Each forward stands directly above its backward, which quotes it.
 """
@@ -109,6 +109,35 @@ class LayerNorm(Layer):
         dx -= unit * along
         dx *= inv
         return dx, grads
+
+
+@dataclass(eq=False)
+class RMSNorm(Layer):
+    """Each row to mean square 1, then gain, (d,) (Zhang and Sennrich 2019)."""
+
+    gain: Array
+    eps: float = 1e-5
+
+    @classmethod
+    def init(cls, d: int, *, dtype: DTypeLike = np.float32) -> "RMSNorm":
+        """Gain one; it trains."""
+        working_dtype(dtype)
+        return cls(np.ones(d, dtype), trainable=("gain",))
+
+    def forward(self, x: Array, *, rng: Rng = None) -> tuple[Array, tuple[Array, Array]]:
+        """x: (..., d) to y: (..., d)."""
+        inv = 1 / np.sqrt(_mean_of_product(x, x) + float(self.eps))  # (..., 1)
+        unit = x * inv  # (..., d)
+        return unit * self.gain, (unit, inv)
+
+    def backward(self, dy: Array, cache: tuple[Array, Array]) -> tuple[Array, Grads]:
+        """Gradients: dx, and gain where it trains."""
+        unit, inv = cache
+        # y = unit * gain
+        grads = {"gain": (rows(dy) * rows(unit)).sum(0)} if "gain" in self.trainable else {}
+        dunit = dy * self.gain  # (..., d)
+        # unit = x * inv, inv = 1 / sqrt(mean(x²) + eps): the part along unit drops out
+        return inv * (dunit - unit * _mean_of_product(dunit, unit)), grads
 
 
 @dataclass(eq=False)

@@ -16,6 +16,7 @@ from .._boundary import (
     cast,
     features,
     finite,
+    floating,
     number,
     one_of,
     positive_int,
@@ -116,17 +117,21 @@ class Adapted(Layer):
         self.dropout = dropout_rate("dropout", self.dropout)
         for name in ("strength", "scale"):  # Python numbers, which promote nothing
             setattr(self, name, number(name, getattr(self, name)))
+        self._freeze_base()
+
+    def _freeze_base(self) -> None:
+        """Make read-only what W0 is kept as."""
         self.W0 = np.asanyarray(self.W0)
         self.W0.flags.writeable = False
 
     def __setstate__(self, state: dict) -> None:
         """NumPy's copies and pickles of a read-only array are writable."""
         self.__dict__.update(state)
-        self.W0.flags.writeable = False
+        self._freeze_base()
 
     def mask(self, x: ArrayLike, rng: Rng) -> Array | None:
         """strength times inverted dropout, shaped like x; None where that is all ones."""
-        x = features(x, self.W0.shape[1])
+        x = floating("x", x)
         if rng is None or self.dropout == 0:
             return None if self.strength == 1 else np.full_like(x, self.strength)
         kept = rng.random(x.shape, np.float32) >= self.dropout

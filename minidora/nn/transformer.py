@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .._boundary import Array, number, positive_int
 from .attention import Attention, padded
+from .gains import AnyNorm
 from .layer import Cache, Grads, Layer, Rng, trains, under
 from .layers import GELU, Dropout, Embedding, LayerNorm
 from .linear import AnyLinear, Linear
@@ -21,9 +22,9 @@ from .linear import AnyLinear, Linear
 class Block(Layer):
     """x + attn(ln1(x)), then x + down(gelu(up(ln2(x)))), (batch, t, d) throughout."""
 
-    ln1: LayerNorm
+    ln1: AnyNorm
     attn: Attention
-    ln2: LayerNorm
+    ln2: AnyNorm
     up: AnyLinear
     act: GELU
     down: AnyLinear
@@ -105,7 +106,7 @@ class Transformer(Layer):
     tok: Embedding
     pos: Embedding
     blocks: tuple[Block, ...]
-    ln: LayerNorm
+    ln: AnyNorm
     head: AnyLinear
     drop: Dropout
 

@@ -30,6 +30,7 @@ from .described import (
     migrated,
     optimizer_of,
     optimizer_state,
+    quantised,
     structure_of,
     whole_number,
 )
@@ -37,6 +38,7 @@ from .optim import Optimizer
 
 FORMAT = 2
 ABOUT, SUM = "minidora", "minidora_sha256"  # keys of a file's metadata
+OWN = ("A", "B", "m", "m_in", "m_out", "d", "b", "v")  # arrays of an adapter, trained or not
 LOADERS = {"model": "load", "adapter": "load_adapter"}
 
 
@@ -76,10 +78,13 @@ def save_adapter(
     rng: np.random.Generator | None = None,
     step: int = 0,
 ) -> None:
-    """Write only what was added to the base: A, B, m, and whatever else trains; else as `save`."""
+    """Write only what was added to the base, A, B, m and the like, and what else trains.
+
+    Else as `save`.
+    """
     arrays, relies_on, kept = {}, {}, trained(model)
     for name, array in parameters(model).items():
-        if name in kept or name.rpartition(".")[2] in ("A", "B", "m"):
+        if name in kept or name.rpartition(".")[2] in OWN:
             arrays[name] = array
         else:
             relies_on[_base_name(name)] = digest({"": storable(f"model: {name}", array)})
@@ -127,6 +132,7 @@ def load_adapter(path: FilePath, base: Layer) -> Checkpoint:
     """
     about, arrays = _read(path, "adapter")
     plain = parameters(base)
+    plain |= quantised(path, about, plain)
     for name, expected in about["relies_on"].items():
         if name not in plain:
             raise ValueError(f"{path}: expected a base with an array {name!r}, got none")
@@ -166,7 +172,11 @@ def _write(
         "step": whole_number("step", step),
         "structure": structure_of(model),
     }
-    arrays = dict(arrays)
+    names: dict[int, str] = {}  # an array that stands in several places is stored in the first
+    places = {name: names.setdefault(id(array), name) for name, array in arrays.items()}
+    if same := {name: first for name, first in places.items() if name != first}:
+        about["same"] = same
+    arrays = {name: array for name, array in arrays.items() if name not in same}
     if optimizer is not None:
         about["optimizer"] = optimizer_state(optimizer)
         for slot, moments in optimizer.state.items():
@@ -184,7 +194,7 @@ def _write(
 
 def _mapped(path: Path) -> dict[str, Array]:
     """The arrays of a safetensors file, left in it: 8 bytes of length, a JSON header, the data."""
-    dtypes = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+    dtypes = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "U8": "|u1"}
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -258,6 +268,7 @@ def _checkpoint(
     try:
         for name, array in arrays.items():
             finite(name, array)
+        whole |= {name: whole[first] for name, first in about.get("same", {}).items()}
         model = built(migrated(about["structure"], whole), whole)
         optimizer = rng = None
         if "optimizer" in about:

@@ -15,6 +15,8 @@ import numpy as np
 
 from .. import nn
 from .._boundary import Array
+from .._files import FilePath
+from ..nf4 import quantise
 from ..nn.layer import Layer, children, own_arrays
 from .optim import SGD, AdamW, Optimizer
 
@@ -107,6 +109,22 @@ def by_layer(structure: dict[str, Any], at: str = "") -> dict[str, dict[str, Any
     for name, child in structure["layers"].items():
         parts |= by_layer(child, f"{at}{name}.")
     return parts
+
+
+def quantised(
+    path: FilePath, about: Mapping[str, Any], plain: Mapping[str, Array]
+) -> dict[str, Array]:
+    """{name: codes or absmax} of those of a base's weights that a file's structure has in NF4."""
+    arrays: dict[str, Any] = {}
+    try:
+        for at, layer in by_layer(about["structure"]).items():
+            prefix = f"{at}." if at else ""
+            if layer["type"] == "QDoRALinear" and f"{prefix}weight" in plain:
+                q = quantise(plain[f"{prefix}weight"], layer["settings"]["block"])
+                arrays |= {f"{prefix}codes": q.codes, f"{prefix}absmax": q.absmax}
+    except REFUSED as error:
+        raise ValueError(f"{path}: it cannot be put together: {error!r}") from error
+    return arrays
 
 
 def whole_number(name: str, value: Any) -> int:
