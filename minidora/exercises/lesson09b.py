@@ -15,7 +15,7 @@ def best_row(answer: Any) -> None:
     C = factor @ factor.T
     w = np.asarray(ask(answer, C.copy()), float)
     expect(w.shape == (64,), f"return 64 numbers; got shape {w.shape}")
-    expect(np.linalg.norm(w) > 0, "w is zero, and has no direction")
+    expect(float(np.linalg.norm(w)) > 0, "w is zero, and has no direction")
     vectors = np.linalg.eigh(C)[1].T  # the largest eigenvalue's last
     along = np.abs(vectors @ w) / np.linalg.norm(w)
     expect(along[0] < 0.99, "that is where the gradients vary least")
