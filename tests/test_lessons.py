@@ -605,6 +605,36 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "class Mine(Right):\n    def merge(self, r):\n        return 1.01 * super().merge(r)",
         ],
     ],
+    "13_components": [
+        [
+            "c_mine = total(V**2)",
+            "c_mine = np.linalg.norm(V, axis=1)",
+            "c_mine = np.sqrt(total(V))**2",
+        ],
+        ["dm_mine = total(G * V)", "dm_mine = total(G) / c", "dm_mine = (G * V).sum(1)"],
+        [
+            "dV_mine = spread(m / c) * G",
+            "dV_mine = G - V * spread(dm / c)",
+            "dV_mine = spread(m / c) * (G - V * spread(dm))",
+        ],
+        [
+            "def tiles(d_out, d_in):\n    return np.indices((d_out, d_in))[0] // 2",
+            "def tiles(d_out, d_in):\n    row, column = np.indices((d_out, d_in))\n"
+            "    return (row // 2) * d_in + column // 2",
+            "def tiles(d_out, d_in):\n    return np.arange(d_out * d_in).reshape(d_out, d_in) // 4",
+            "def tiles(d_out, d_in):\n    return np.zeros((d_in, d_out), int)",
+        ],
+        [
+            "def not_learned(m_in):\n    return np.ones(6)",
+            "def not_learned(m_in):\n    return 1 / m_in",
+            "def not_learned(m_in):\n    return 0 * m_in",
+        ],
+        [
+            "head_that_costs_most = 4",
+            "head_that_costs_most = 'head 2'",
+            "head_that_costs_most = -1",
+        ],
+    ],
 }
 
 

@@ -4,7 +4,7 @@ from .experiment import LOW_RANK, Experiment, Settings, at_rates, five_seeds
 from .summaries import by_rate
 from .tables import by_rate_table
 
-RATES = (5e-3, 1e-2, 2e-2, 4e-2)
+RATES = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
 FACTORS = (0.1, 0.3, 1, 3, 10)
 
 
