@@ -92,6 +92,8 @@ def test_dvora_starts_as_published_and_where_the_base_stands():
     np.testing.assert_allclose(layer.forward(x)[0], base.forward(x)[0], atol=1e-13)
     assert (nn.adapt(base, "dvora", rank=2, rng=rng, d_init=1e-7).d == 1e-7).all()
     assert nn.adapt(base, "dvora", rank=2, rng=rng, alpha=32).scale == 1
+    narrow = nn.adapt(linear(rng, np.float32), "dvora", rank=2, rng=rng)
+    assert {array.dtype for array in nn.parameters(narrow).values()} == {np.dtype(np.float32)}
 
 
 def test_all_layers_share_one_pair_the_very_arrays():
