@@ -410,6 +410,8 @@ def test_a_peft_folder_has_no_place_for_dvora_nor_gains(tmp_path):
     base = network(rng)
     with pytest.raises(ValueError, match="^blocks.0.attn.q: PEFT has no DVoRALinear; merge"):
         peft.save_adapter(tmp_path / "a", nn.adapt(base, "dvora", ("q",), rng=rng))
+    with pytest.raises(ValueError, match="^blocks.0.attn.q: PEFT has no QDoRALinear; merge"):
+        peft.save_adapter(tmp_path / "a", nn.adapt(base, "qdora", ("q",), rng=rng))
     model = nn.adapt(base, "dora", {"q": {}, "ln1": "gain"}, rng=rng)
     with pytest.raises(ValueError, match=r"^trainable: .* got \['blocks.0.ln1.gain'"):
         peft.save_adapter(tmp_path / "a", model)

@@ -37,7 +37,7 @@ def _check_can_hold(model: Layer, layers: dict[str, Adapted]) -> None:
     if not layers:
         raise ValueError("model: expected LoRALinear or DoRALinear layers, got none")
     for path, layer in layers.items():
-        if not isinstance(layer, LoRALinear | DoRALinear):
+        if type(layer) not in (LoRALinear, DoRALinear):  # a quantised base is no PEFT folder's
             raise ValueError(f"{path}: PEFT has no {type(layer).__name__}; merge it instead")
         if (groups := getattr(layer, "groups", None)) is not None:
             raise ValueError(f"{path}: groups: PEFT has one m for each output, got {groups!r}")
