@@ -358,7 +358,7 @@ def wrapped(name: str, text: str) -> str:
 
 def main() -> None:
     """Write every block on its page."""
-    import slopes  # noqa: F401  registers its blocks, and those of `claims`
+    import components  # noqa: F401  registers its blocks, and those of `slopes` and `claims`
 
     for name, (page, make) in BLOCKS.items():
         path = ROOT / page

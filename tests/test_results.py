@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("scipy", reason="needs SciPy: pip install .[lessons]")
 import claims
+import components  # noqa: F401  registers its blocks, and those of `slopes`
 import pages
-import slopes  # noqa: F401  registers its blocks
 
 ROOT = Path(__file__).parent.parent
 DATA = [
