@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from .blocks import in_dtype, times
+from .norms import EPS, update_norms
+
 KEY = "minidora"  # of a Cache in the dict that PEFT's DoRA layers keep, and clear in train()
 WITHOUT_DISPATCH = Tensor.__torch_dispatch__  # of tensors whose own memory is all there is to them
 PLAIN = (Tensor, nn.Parameter)
@@ -32,7 +35,7 @@ class Cache:
 
     def clear(self) -> None:
         """Forget the value."""
-        self._marks: list[tuple] | None = None
+        self._marks: list[tuple | None] | None = None
         self._scale, self.value = 0.0, None
 
     def holds(self, scale: float, tensors: Sequence[Tensor | None]) -> bool:
@@ -40,12 +43,17 @@ class Cache:
         marks = self._marks
         if marks is None or scale != self._scale:
             return False
-        sources = list(_sources(tensors))
-        if len(sources) != len(marks):
+        if not all([t is None or type(t) in PLAIN for t in tensors]):
+            tensors = list(_sources(tensors))
+        if len(tensors) != len(marks):
             return False
-        for tensor, (same, version, address, storage, dtype) in zip(sources, marks, strict=True):
-            # a storage that lives, or whose mark does, shares its number with no other: the device
-            # is its own
+        for tensor, mark in zip(tensors, marks, strict=True):
+            if tensor is None or mark is None:
+                if tensor is not mark:
+                    return False
+                continue
+            same, version, address, storage, dtype = mark
+            # while its mark lives, no other storage has its number: so the device is its own
             if (
                 same() is not tensor
                 or tensor._version != version
@@ -59,16 +67,7 @@ class Cache:
     def keep(self, value: Any, scale: float, tensors: Sequence[Tensor | None]) -> None:
         """Keep what was made from these; nothing where a change of them would leave no trace."""
         try:
-            marks = [
-                (
-                    weakref.ref(tensor),
-                    tensor._version,
-                    tensor.data_ptr(),
-                    StorageWeakRef(tensor.untyped_storage()),
-                    tensor.dtype,
-                )
-                for tensor in _sources(tensors)
-            ]
+            marks = [None if t is None else _mark(t) for t in _sources(tensors)]
         except (RuntimeError, NotImplementedError):  # no count of changes, or no memory
             return self.clear()
         self._marks, self._scale, self.value = marks, scale, value
@@ -77,16 +76,21 @@ class Cache:
         return Cache, ()
 
 
-def _sources(tensors: Sequence[Tensor | None]) -> Iterator[Tensor]:
-    """The tensors that own the memory: those inside of quantised and of sharded ones."""
+def _mark(tensor: Tensor) -> tuple:
+    storage = StorageWeakRef(tensor.untyped_storage())
+    return weakref.ref(tensor), tensor._version, tensor.data_ptr(), storage, tensor.dtype
+
+
+def _sources(tensors: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
+    """The tensors that own the memory: those inside of quantised and of sharded ones too."""
     for tensor in tensors:
-        if tensor is None:
-            continue
-        if type(tensor).__torch_dispatch__ is WITHOUT_DISPATCH:
+        if tensor is None or type(tensor) in PLAIN:
             yield tensor
-            if type(tensor) not in PLAIN:  # bitsandbytes: its factors, in 4 and in 8 bit
-                blocks = getattr(getattr(tensor, "quant_state", None), "absmax", None)
-                yield from (t for t in (blocks, getattr(tensor, "SCB", None)) if t is not None)
+        elif type(tensor).__torch_dispatch__ is WITHOUT_DISPATCH:
+            yield tensor
+            # bitsandbytes: the factors, in 4 and in 8 bit
+            yield getattr(getattr(tensor, "quant_state", None), "absmax", None)
+            yield getattr(tensor, "SCB", None)
         elif hasattr(tensor, "__tensor_flatten__"):
             names = tensor.__tensor_flatten__()[0]
             yield from _sources([getattr(tensor, name) for name in names])
@@ -107,6 +111,50 @@ def may_keep(x: Tensor) -> bool:
 def gradient_wanted(*tensors: Tensor | None) -> bool:
     """Whether autograd would record what is made from these."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def from_kept(layer: Any, x: Tensor) -> Tensor | None:
+    """y of a DoRALinear in eval, without gradient; None where `dora` must see to it."""
+    cache, base = layer._cache, layer.base_layer
+    W0, bias, m = base.weight, base.bias, layer.lora_magnitude_vector
+    A, B, s = layer.lora_A.weight, layer.lora_B.weight, layer.scale
+    if torch.compiler.is_compiling():
+        return None
+    if layer.training or gradient_wanted(x, W0, A, B, m, bias):
+        cache.clear()
+        return None
+    autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    fits = x.shape[-1:] == W0.shape[1:] and x.device == W0.device
+    if not fits or not (autocast or x.dtype == W0.dtype) or layer.strength != 1 or not may_keep(x):
+        return None
+    watched = (W0, A, B, m)
+    if not cache.holds(s, watched):
+        with torch.autocast(x.device.type, enabled=False):
+            g = _gains(layer, W0, A, B, m)
+        cache.keep(g, s, watched)
+    else:
+        g = cache.value
+    linear = nn.functional.linear
+    if layer.norm_axis == "per_input":  # y = xg @ W0.T + s * (xg @ A.T) @ B.T + bias, xg = x * g
+        x = (x * g).to(x.dtype)
+        y = linear(x, W0, bias)  # (..., d_out)
+    else:  # y = (x @ W0.T + s * (x @ A.T) @ B.T) * g + bias
+        y = linear(x, W0)
+    A_, B_ = in_dtype(y.dtype, A, B)
+    z = y if y.ndim == 2 else y.view(-1, len(W0))
+    z.addmm_(linear(x, A_).reshape(len(z), -1), B_.t(), alpha=s)
+    return y if layer.norm_axis == "per_input" else times(y, g, bias)
+
+
+def _gains(layer: Any, W0: Tensor, A: Tensor, B: Tensor, m: Tensor) -> Tensor:
+    """g = m / c, (d_out,) or (d_in,)."""
+    A_, B_ = in_dtype(W0.dtype, A, B)
+    if layer.norm_axis == "per_output":
+        products = B.t(), A, A_ @ W0.t()  # (r, d_out), (r, d_in), (r, d_out)
+    else:
+        products = A, B.t(), B_.t() @ W0  # (r, d_in), (r, d_out), (r, d_in)
+    c = update_norms(*products, layer.squares(), layer.scale, EPS)[0]
+    return in_dtype(c.dtype, m)[0] / c
 
 
 def clear_cache_(model: nn.Module) -> int:

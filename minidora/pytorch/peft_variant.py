@@ -29,34 +29,43 @@ class FactoredVariant(DoraLinearVariant):
         self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
         """x: (..., d_in), the base's output `result`: (..., d_out). Returns y: (..., d_out)."""
-        layer = module.lora_magnitude_vector[active_adapter]
-        down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
-        base = module.get_base_layer()
-        reason = _why_not(module, base, layer, down, up)
+        parts = module._modules  # their dicts, which cost less than attributes: see `_parameter`
+        layer = parts["lora_magnitude_vector"]._modules[active_adapter]
+        down = parts["lora_A"]._modules[active_adapter]
+        up = parts["lora_B"]._modules[active_adapter]
+        base = parts["base_layer"]
+        while "base_layer" in base._modules:
+            base = base._modules["base_layer"]
+        stored = packed(base)
+        reason = _why_not(module, stored, layer, down, up)
         if reason:
             self._warn(reason)
             return super().forward(module, active_adapter, x, result, **kwargs)
-        training, dropout = module.training, module.lora_dropout[active_adapter]
+        training, dropout = module.training, parts["lora_dropout"]._modules[active_adapter]
         dropped = training and not isinstance(dropout, nn.Identity)
         if dropped:
             x = dropout(x)
-        A, B, s = down.weight, up.weight, module.scaling[active_adapter]
+        s = module.scaling[active_adapter]
+        A, B, m = (_parameter(part, "weight") for part in (down, up, layer))
+        bias = _parameter(base, "bias")
         cache = _cache_of(layer)
-        if dropped or gradient_wanted(x, result, A, B, layer.weight, base.bias):
-            cache.clear()
-            return self._recorded(x, result, base, layer, A, B, s, dropped)
+        if dropped or gradient_wanted(x, result, A, B, m, bias):
+            if not torch.compiler.is_compiling():
+                cache.clear()
+            return self._recorded(x, result, base, layer, A, B, m, bias, s, dropped)
         kept = not training and may_keep(x)
-        watched = (packed(base), A, B, layer.weight, base.bias)
-        if kept and cache.holds(s, watched):
+        if kept and cache.holds(s, (stored, A, B, m, bias)):
             g, rest = cache.value
         else:
-            g, rest = self._gains(base, layer, A, B, s)
+            g, rest = self._gains(base, layer, A, B, m, bias, s)
             if kept:  # which names base's weight anew: asking for its values may replace it
-                cache.keep((g, rest), s, (packed(base), *watched[1:]))
+                cache.keep((g, rest), s, (packed(base), A, B, m, bias))
         # y = r * g + s * h @ B.T * g + b * (1 - g)
-        flat = result if result.ndim == 2 else result.reshape(-1, result.shape[-1])
-        h = nn.functional.linear(x, A).reshape(len(flat), -1)  # (n, r)
-        return times(plus_update(flat, h, B, s), g, rest).view(result.shape)
+        if result.ndim == 2:
+            return times(plus_update(result, nn.functional.linear(x, A), B, s), g, rest)
+        flat, x = result.reshape(-1, result.shape[-1]), x.reshape(-1, x.shape[-1])
+        z = plus_update(flat, nn.functional.linear(x, A), B, s)
+        return times(z, g, rest).view(result.shape)
 
     def _recorded(
         self,
@@ -66,6 +75,8 @@ class FactoredVariant(DoraLinearVariant):
         layer: Any,
         A: Tensor,
         B: Tensor,
+        m: Tensor,
+        bias: Tensor | None,
         s: float,
         dropped: bool,
     ) -> Tensor:
@@ -80,15 +91,22 @@ class FactoredVariant(DoraLinearVariant):
         else:
             given = partial(self._base, base, layer)
         settings = Settings(float(s), self.norm_grad == "exact", dropped, autocast, given)
-        bias = None if dropped else base.bias
+        bias = None if dropped else bias
         x, flat = x.reshape(-1, x.shape[-1]), r.reshape(-1, r.shape[-1])
         with torch.autocast(device, enabled=False) if autocast else nullcontext():
-            y = AroundBase.apply(x, flat, W0, A, B, layer.weight, bias, W0_sq, settings)
+            y = AroundBase.apply(x, flat, W0, A, B, m, bias, W0_sq, settings)
         return y.view(r.shape)
 
     @torch.no_grad()
     def _gains(
-        self, base: Any, layer: Any, A: Tensor, B: Tensor, s: float
+        self,
+        base: Any,
+        layer: Any,
+        A: Tensor,
+        B: Tensor,
+        m: Tensor,
+        bias: Tensor | None,
+        s: float,
     ) -> tuple[Tensor, Tensor | None]:
         """g = m / c and b * (1 - g), (d_out,) each."""
         device = A.device.type
@@ -96,8 +114,8 @@ class FactoredVariant(DoraLinearVariant):
         with torch.autocast(device, enabled=False) if autocast else nullcontext():
             W0, W0_sq = self._base(base, layer)
             c = norms_around(W0, A, B, W0_sq, s, autocast=False)[0]
-            g = in_dtype(c.dtype, layer.weight)[0] / c
-            return g, None if base.bias is None else base.bias * (1 - g)
+            g = in_dtype(c.dtype, m)[0] / c
+            return g, None if bias is None else bias * (1 - g)
 
     def _base(self, base: Any, layer: Any) -> tuple[Tensor, Tensor]:
         """W0 (d_out, d_in), dequantised, and the squares of its rows, kept while it is the same."""
@@ -122,7 +140,13 @@ class FactoredVariant(DoraLinearVariant):
 
 def packed(base: Any) -> Tensor:
     """The base's weight as it is stored."""
-    return base.W_q if hasattr(base, "W_q") else base.weight
+    return base.W_q if "W_q" in base._parameters else _parameter(base, "weight")  # HQQ's
+
+
+def _parameter(layer: Any, name: str) -> Any:
+    """layer.name, sooner where it is a parameter: that counts beside a product with one row."""
+    found = layer._parameters.get(name, layer)
+    return getattr(layer, name) if found is layer else found
 
 
 def _cache_of(layer: Any) -> Cache:
@@ -139,7 +163,7 @@ def _cache_of(layer: Any) -> Cache:
     return cache
 
 
-def _why_not(module: Any, base: Any, layer: Any, down: Any, up: Any) -> str | None:
+def _why_not(module: Any, weight: Tensor, layer: Any, down: Any, up: Any) -> str | None:
     """What of a layer AroundBase would not honour; None where there is nothing."""
     active = module.active_adapters
     if len(active) > 1 and sum(name in module.lora_A for name in active) > 1:
@@ -151,13 +175,11 @@ def _why_not(module: Any, base: Any, layer: Any, down: Any, up: Any) -> str | No
             return "the adapter's own layers have forward hooks"
         if part._backward_hooks or part._backward_pre_hooks:
             return "the adapter's own layers have backward hooks"
-    if up.bias is not None:
+    if up._parameters["bias"] is not None:
         return "lora_B has a bias"
-    weight = packed(base)
     if weight.requires_grad:
         return "a base weight requires a gradient"
-    if weight.device != up.weight.device:
-        return "base and adapter are on different devices"
-    if hasattr(weight, "full_tensor") or hasattr(up.weight, "full_tensor"):
-        return "weights are sharded"
-    return None
+    if type(weight) in PLAIN or not hasattr(weight, "full_tensor"):
+        if type(_parameter(up, "weight")) in PLAIN:
+            return None
+    return "weights are sharded"
