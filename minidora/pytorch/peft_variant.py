@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.variants import DoraLinearVariant
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from .around import AroundBase, Settings, norms_around, plus_update
 from .blocks import in_dtype, times
 from .cache import KEY, PLAIN, Cache, gradient_wanted, may_keep
 from .norms import squared_norms
+from .quantised import values
 
 
 class FactoredVariant(DoraLinearVariant):
@@ -119,7 +119,7 @@ class FactoredVariant(DoraLinearVariant):
 
     def _base(self, base: Any, layer: Any) -> tuple[Tensor, Tensor]:
         """W0 (d_out, d_in), dequantised, and the squares of its rows, kept while it is the same."""
-        weight = dequantize_module_weight(base).detach()
+        weight = values(base)
         W0 = weight.t() if layer.fan_in_fan_out else weight
         watched, kept = (packed(base),), may_keep(W0)
         if kept and self.squares.holds(0.0, watched):
