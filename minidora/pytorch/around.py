@@ -54,6 +54,19 @@ def _for_products(W0: Tensor, A: Tensor, autocast: bool) -> Tensor:
     return in_dtype(dtype, W0)[0]
 
 
+def _through_norms(
+    k: Tensor, W: Tensor, A: Tensor, B: Tensor, AV: Tensor, lengths: Tensor, s: float
+) -> tuple[Tensor, Tensor]:
+    """What c = ‖V‖ adds (Eq. 6): dA (r, d_in) and dB.T (r, d_out).
+
+    s dV += k V, row by row, with k = -s g dm / c:
+    dB += k (V @ A.T), dA += (k B).T @ V = (k B).T @ W0 + s ((k B).T @ B) @ A
+    """
+    scaled, factors = in_range(B.t() * k, lengths, W.dtype)  # (r, d_out)
+    (kBV,) = in_dtype(AV.dtype, in_dtype(W.dtype, scaled)[0] @ W)  # (r, d_in)
+    return kBV.addmm_(scaled @ B, A, alpha=s).mul_(factors), AV * k
+
+
 class AroundBase(torch.autograd.Function):
     """y from x, what the adapter sees, (n, d_in), and the base's output r, (n, d_out)."""
 
@@ -120,14 +133,9 @@ class AroundBase(torch.autograd.Function):
         dm = summed(dy, z, room, c.dtype) / c  # (d_out,)
         dA = dB = dx = dr = db = None
         if exact:
-            # c = ‖V‖ (Eq. 6): s dV += k V, row by row, with k = -s g dm / c, so that
-            # dB += k (V @ A.T), dA += (k B).T @ V = (k B).T @ W0 + s ((k B).T @ B) @ A
             k = ((g * dm) / c).mul_(-s)  # (d_out,)
             W = _for_products(W0, A, autocast)
-            scaled, factors = in_range(B_.t() * k, lengths, W.dtype)  # (r, d_out)
-            (kBV,) = in_dtype(c.dtype, in_dtype(W.dtype, scaled)[0] @ W)  # (r, d_in)
-            dA = kBV.addmm_(scaled @ B_, A_, alpha=s).mul_(factors)
-            dB = AV * k  # (r, d_out), dB.T until it is returned
+            dA, dB = _through_norms(k, W, A_, B_, AV, lengths, s)
         (dy_,) = in_dtype(x.dtype, dy)
         # h = A @ x.T and z = ... + s * h.T @ B.T: dh = s B.T @ dz.T, dB += s dz.T @ h.T
         if dropped:

@@ -36,7 +36,8 @@ class Cache:
     def clear(self) -> None:
         """Forget the value."""
         self._marks: list[tuple | None] | None = None
-        self._scale, self.value = 0.0, None
+        self._scale = 0.0
+        self.value: Any = None
 
     def holds(self, scale: float, tensors: Sequence[Tensor | None]) -> bool:
         """Whether `value` was made from these tensors, unchanged, and this scale."""
