@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .arguments import AXES, DTYPES, MODES, flag, number, one_of
+from .cache import Cache, from_kept
 from .functional import dora
 from .norms import EPS, squared_norms
 
@@ -75,6 +76,7 @@ class DoRALinear(nn.Module):
         self.register_buffer("W0_sq", squares, persistent=False)
         self._seen: tuple | None = None  # what W0_sq was computed from
         self.__dict__["_W0"] = None
+        self._cache = Cache()  # m / c, in eval without gradient
         self.dropout, self.strength, self.keep_output = float(dropout), strength, keep_output
         self.train(base_layer.training)
 
@@ -125,6 +127,9 @@ class DoRALinear(nn.Module):
         """x: (..., d_in) to y: (..., d_out)."""
         if self.merged or self.strength == 0:
             return self.base_layer(x)
+        y = from_kept(self, x)
+        if y is not None:
+            return y
         return dora(
             x,
             self.base_layer.weight,
@@ -139,6 +144,12 @@ class DoRALinear(nn.Module):
             W0_sq=self.squares(),
             keep_output=self.keep_output,
         )
+
+    def train(self, mode: bool = True) -> "DoRALinear":
+        """As nn.Module's; in training nothing of the norms is kept."""
+        if mode:
+            self._cache.clear()
+        return super().train(mode)
 
     def _mask(self, x: Tensor) -> Tensor | None:
         """strength times inverted dropout, like x; None where that is all ones."""
@@ -191,6 +202,7 @@ class DoRALinear(nn.Module):
         if self.merged:
             raise ValueError("merge: the layer is merged already")
         weight = self._finite_weight("merge")
+        self._cache.clear()
         self.__dict__["_W0"] = self.base_layer.weight
         self.base_layer.weight = nn.Parameter(weight, requires_grad=False)
 
@@ -224,11 +236,13 @@ class DoRALinear(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self.merged:
             raise ValueError("load_state_dict: the layer is merged; unmerge first")
+        self._cache.clear()
         super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DoRALinear":
         m = self.lora_magnitude_vector.data
         super()._apply(fn, recurse)
+        self._cache.clear()
         self._seen = None  # which held on to the old weight's memory
         if self._W0 is not None:
             self._W0.data = fn(self._W0.data)

@@ -17,6 +17,18 @@ def kept_elements(function, inputs):
 
     Counted after the forward: what is saved for a branch that is then detached goes with it.
     """
+    kept, y = kept_storages(function, inputs)
+    return sum(storage.nbytes() / size for storage, size in kept), y
+
+
+def kept_bytes(function, inputs):
+    """The same in bytes."""
+    kept, y = kept_storages(function, inputs)
+    return sum(storage.nbytes() for storage, _ in kept), y
+
+
+def kept_storages(function, inputs):
+    """The storages that stay, each with the bytes of an element; and y."""
     alive = weakref.WeakSet()
 
     def pack(tensor):
@@ -27,9 +39,9 @@ def kept_elements(function, inputs):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
         y = function()
     given = {t.untyped_storage().data_ptr() for t in inputs}
-    sizes = {}
+    found = {}
     for kept in alive:
         storage = kept.tensor.untyped_storage()
         if storage.data_ptr() not in given:
-            sizes[storage.data_ptr()] = storage.nbytes() / kept.tensor.element_size()
-    return sum(sizes.values()), y
+            found[storage.data_ptr()] = storage, kept.tensor.element_size()
+    return list(found.values()), y
