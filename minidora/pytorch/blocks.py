@@ -38,12 +38,27 @@ def summed(a: Tensor, b: Tensor, room: Tensor | None, wide: torch.dtype) -> Tens
 
 def times(z: Tensor, g: Tensor, bias: Tensor | None) -> Tensor:
     """z * g + bias in z's dtype, rounded once."""
+    if torch.compiler.is_compiling():
+        return (z * g if bias is None else torch.addcmul(bias, z, g)).to(z.dtype)
     y = None if z.dtype == g.dtype else torch.empty_like(z)
     return torch.mul(z, g, out=y) if bias is None else torch.addcmul(bias, z, g, out=y)
 
 
+def added(y: Tensor, a: Tensor, b: Tensor, s: float = 1.0) -> Tensor:
+    """y + s * a @ b for what a forward returns: in place, but not while compiling.
+
+    PyTorch 2.11 compiles a forward that has changed what it returns to one with wrong gradients.
+    """
+    if torch.compiler.is_compiling():
+        return torch.addmm(y, a, b, alpha=s)
+    return y.addmm_(a, b, alpha=s)
+
+
 def plus_product(total: Tensor | None, a: Tensor, b: Tensor, s: float, wide: torch.dtype) -> Tensor:
-    """total + s * a @ b in `wide`; `total`, which is in it, is changed in place."""
+    """total + s * a @ b in `wide`; `total`, which is in it, is changed in place.
+
+    total: rows of a step of at least their length; cuBLAS refuses a column seen as a row.
+    """
     if total is None:
         return (a @ b).to(wide).mul_(s)
     if a.dtype == wide:

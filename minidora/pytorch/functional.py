@@ -20,6 +20,7 @@ from torch import Tensor
 from .arguments import Call, check_keep_output, checked
 from .blocks import (
     Gradients,
+    added,
     autocasts,
     dtypes_of,
     finished,
@@ -141,7 +142,7 @@ class _PerOutput(torch.autograd.Function):
         c, AU, lengths = update_norms(B.t(), A, AW, W0_sq, s, eps)  # (d_out,), (r, d_out), (r,)
         y = times(z, in_dtype(c.dtype, m)[0] / c, bias)
         if mask is not None:
-            y.addmm_(x - xm, W0.t())
+            y = added(y, x - xm, W0.t())
         AV = None
         if exact:
             # A @ V.T = A @ W0.T + s A @ (B A).T; where y is kept, z must not be kept through AW
@@ -230,9 +231,9 @@ class _PerInput(torch.autograd.Function):
         xg = (xm * (m_ / c)).to(dtype)  # (n, d_in)
         h = A_ @ xg.t()  # (r, n); r rows multiply faster than r columns
         y = (xg if mask is None else xg + (x - xm)) @ W0.t()
-        y.addmm_(h.t(), B_.t(), alpha=s)
+        y = added(y, h.t(), B_.t(), s)
         if bias is not None:
-            y += bias
+            y = y + bias if torch.compiler.is_compiling() else y.add_(bias)
         ctx.save_for_backward(x, W0, A, B, m, mask, c, h, BV, lengths)
         ctx.settings, ctx.dtypes = settings, dtypes_of(A, B, m, bias)
         return y
@@ -260,13 +261,13 @@ class _PerInput(torch.autograd.Function):
         dA = dB = None
         if exact:
             # c = ‖V‖ (Eq. 6): dV += -V g dm / c, column by column; k = -s g dm / c, so s dV += V k:
-            # dA += (B.T @ V) k, dB += V @ (A k).T = W0 @ (A k).T + s B @ (A @ (A k).T)
+            # dA += (B.T @ V) k, dB.T += (A k) @ V.T = (A k) @ W0.T + s ((A k) @ A.T) @ B.T
             k = ((g * dm) / c).mul_(-s)  # (d_in,)
             dA = BV * k
             scaled, factors = in_range(A_ * k, lengths, dtype)  # (r, d_in)
-            (VkA,) = in_dtype(c.dtype, W0 @ in_dtype(dtype, scaled)[0].t())  # (d_out, r)
-            # (r, d_out), dB.T until it is returned
-            dB = VkA.addmm_(B_, A_ @ scaled.t(), alpha=s).mul_(factors.t()).t()
+            (kAV,) = in_dtype(c.dtype, in_dtype(dtype, scaled)[0] @ W0.t())  # (r, d_out)
+            # dB.T until it is returned
+            dB = kAV.addmm_(scaled @ A_.t(), B_.t(), alpha=s).mul_(factors)
         # h = A @ xg.T: dA += s dh @ xg, dB += s dy.T @ h.T, which is all where the norm is detached
         dA = plus_product(dA, dh, xg, s, c.dtype)
         dB = plus_product(dB, h, dy, s, c.dtype)
