@@ -100,9 +100,11 @@ class Attention(nn.Module):
             return y.view(batch, t, self.heads, d // self.heads).transpose(1, 2)
 
         q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
-        hidden = torch.ones(t, t, dtype=torch.bool).triu(1)
+        hidden = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
         if padding is not None:
-            hidden = hidden | (padding[:, None, None, :] & ~torch.eye(t, dtype=torch.bool))
+            hidden = hidden | (
+                padding[:, None, None, :] & ~torch.eye(t, dtype=torch.bool, device=x.device)
+            )
         scores = (q @ k.transpose(-1, -2)) / (d // self.heads) ** 0.5
         p = scores.masked_fill(hidden, float("-inf")).softmax(-1)
         return self.o((p @ v).transpose(1, 2).reshape(batch, t, d))
@@ -168,7 +170,7 @@ class Transformer(nn.Module):
         self.head = Linear(d, vocabulary, bias=False)
 
     def forward(self, tokens, padding=None):
-        x = self.tok(tokens) + self.pos(torch.arange(tokens.shape[1]))
+        x = self.tok(tokens) + self.pos(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x, padding)
         return self.head(self.ln(x))

@@ -22,8 +22,10 @@ HARMLESS |= {"peft_version", "fan_in_fan_out", "megatron_core", "qalora_group_si
 HARMLESS |= {"eva_config", "runtime_config", "ensure_weight_tying", "loftq_config"}
 
 
-def read_config(path: Path, data: bytes) -> Config:
+def read_config(path: Path, data: bytes, *, modules: bool = False) -> Config:
     """The settings in `data`, checked; what minidora does not have is refused by name.
+
+    modules: whether modules_to_save may name some.
 
     Raises ValueError that names the file, `path`, and the setting.
     """
@@ -56,7 +58,11 @@ def read_config(path: Path, data: bytes) -> Config:
     expect("alpha_pattern", lambda v: _pattern_of(v, _number), "names with numbers")
     expect("target_modules", _names, "a list of names, or one pattern")
     expect("exclude_modules", lambda v: v is None or _names(v), "a list of names, or one pattern")
+    names = "a list of names"
+    expect("modules_to_save", lambda v: v is None or (isinstance(v, list) and _names(v)), names)
     for name, value in config.items():
+        if modules and name == "modules_to_save":
+            continue
         if name not in READ | HARMLESS and value not in NOTHING:
             raise ValueError(
                 f"{path}: {name}: not supported by minidora, got {reprlib.repr(value)}"

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._boundary import Array, finite
+from .._boundary import Array, finite, named
 from .._files import FilePath, digest, held_folder, storable, write_in_order
 from .config import Config, check_targets, read_config, scale_of, setting_of
 
@@ -48,8 +48,11 @@ def write_adapters(
     *,
     rslora: bool = False,
     base_model: str | None = None,
+    modules: Mapping[str, Mapping[str, Array]] | None = None,
 ) -> None:
     """Write adapters of any framework, by the paths of their layers, as a PEFT folder.
+
+    modules: whole ones beside them (modules_to_save), {path: {name in its state_dict: array}}.
 
     What there is of another adapter is replaced, file by file; the page's top says what a kill
     leaves. Raises ValueError that names the layer for what a reader would refuse, and
@@ -64,7 +67,13 @@ def write_adapters(
             if array is not None:
                 array = storable(f"{path}: {name}", array)
                 arrays[f"{PREFIX}{path}.{key}"] = finite(f"{path}: {name}", array)
-    text = json.dumps(_config(adapters, rslora, base_model), indent=2) + "\n"
+    for path, state in (modules or {}).items():
+        for key, array in state.items():
+            arrays[f"{PREFIX}{path}.{key}"] = storable(f"{path}: {key}", array)
+    config = _config(adapters, rslora, base_model) | {
+        "modules_to_save": list(modules or ()) or None
+    }
+    text = json.dumps(config, indent=2) + "\n"
     from safetensors.numpy import save
 
     with held_folder(folder, (CONFIG, ARRAYS, PICKLE, CARD)) as held:
@@ -104,7 +113,6 @@ def _config(adapters: Mapping[str, Adapter], rslora: bool, base_model: str | Non
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "modules_to_save": None,
     }
     for path, adapter in adapters.items():
         rank_read = setting_of(config["rank_pattern"], path, rank)
@@ -119,9 +127,21 @@ def read_adapters(folder: FilePath, paths: Collection[str]) -> dict[str, Adapter
 
     Shapes are left to whoever puts them around a layer. Raises as `load_adapter` does.
     """
+    return read_folder(folder, paths)[0]
+
+
+def read_folder(
+    folder: FilePath, paths: Collection[str], modules: Collection[str] = ()
+) -> tuple[dict[str, Adapter], dict[str, dict[str, Array]]]:
+    """As `read_adapters`; and, of the base's modules with these paths, those that were saved whole.
+
+    Without modules a folder that has some (modules_to_save) is refused.
+    """
     folder = Path(folder)
     text, arrays = _of_one_save(folder)
-    config = read_config(folder / CONFIG, text)
+    config = read_config(folder / CONFIG, text, modules=bool(modules))
+    whole = _whole_modules(folder / ARRAYS, arrays, config.get("modules_to_save") or [], modules)
+    paths = [path for path in paths if not any(within(path, module) for module in whole)]
     adapters = {}
     for path, named_arrays in _by_layer(folder / ARRAYS, arrays, config, paths).items():
         A = named_arrays["A"]
@@ -131,7 +151,28 @@ def read_adapters(folder: FilePath, paths: Collection[str]) -> dict[str, Adapter
             raise ValueError(f"{folder}: {path}: {expected}")
         scale, dropout = scale_of(config, path, rank), config.get("lora_dropout") or 0.0
         adapters[path] = Adapter(A, named_arrays["B"], named_arrays.get("m"), scale, dropout)
-    return adapters
+    return adapters, whole
+
+
+def within(path: str, module: str) -> bool:
+    """Whether a path is a module's, or inside of it."""
+    return path == module or path.startswith(f"{module}.")
+
+
+def _whole_modules(
+    path: Path, arrays: dict[str, Array], names: Collection[str], modules: Collection[str]
+) -> dict[str, dict[str, Array]]:
+    """{path: {name: array}} of what modules_to_save names, taken out of the arrays."""
+    whole: dict[str, dict[str, Array]] = {}
+    for name in names:
+        meant = [m for m in modules if named(m, name)]
+        keys = {m: [k for k in arrays if within(k, PREFIX + m)] for m in meant}
+        if not any(keys.values()):
+            raise ValueError(f"{path}: expected arrays for {name!r}, by modules_to_save, got none")
+        for module, of_module in keys.items():
+            cut = len(PREFIX + module) + 1
+            whole |= {module: {k[cut:]: arrays.pop(k) for k in of_module}} if of_module else {}
+    return whole
 
 
 def _of_one_save(folder: Path) -> tuple[bytes, dict[str, Array]]:

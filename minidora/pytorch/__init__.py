@@ -9,7 +9,7 @@ from .adapt import adapt_, merge_
 from .adapters import gather_adapter, load_adapter_, save_adapter
 from .cache import clear_cache_
 from .functional import dora
-from .module import DoRALinear
+from .module import DoRALinear, disabled
 from .norms import squared_norms
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "accelerate_",
     "adapt_",
     "clear_cache_",
+    "disabled",
     "dora",
     "gather_adapter",
     "load_adapter_",

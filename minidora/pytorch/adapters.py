@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .._boundary import Array
-from ..peft.format import Adapter, read_adapters, write_adapters
-from .adapt import linears_in, swap_in
+from ..peft.format import Adapter, read_folder, write_adapters
+from .adapt import linears_in, swap_in, trained_whole
 from .arguments import MODES, flag, one_of
 from .module import DoRALinear
 
@@ -45,7 +45,8 @@ def save_adapter(
     model may be wrapped by DistributedDataParallel, or sharded. Raises ValueError, in every
     process, for what a PEFT folder cannot hold: magnitudes per input, a strength other than 1,
     dropout rates that differ, other parameters that train. minidora.peft.save_adapter says what is
-    replaced, and what is not.
+    replaced, and what is not. Modules that `adapt_` was told to train whole are written as PEFT's
+    modules_to_save.
     """
     layers = _adapted(model)
     for name, layer in layers.items():
@@ -56,7 +57,10 @@ def save_adapter(
     rates = {layer.dropout for layer in layers.values()}
     if len(rates) > 1:
         raise ValueError(f"model: PEFT has one dropout rate for all, got {sorted(rates)}")
+    model = _unwrapped(model)
+    whole = {name: module.state_dict() for name, module in trained_whole(model).items()}
     saved = {id(p) for layer in layers.values() for p in _trained(layer).values()}
+    saved |= {id(p) for module in trained_whole(model).values() for p in module.parameters()}
     others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in saved]
     if others:
         raise ValueError(f"model: a PEFT folder holds A, B and m alone, but {others} train too")
@@ -70,10 +74,14 @@ def save_adapter(
         )
         for name, tensors in gather_adapter(model).items()
     }
+    modules = {
+        _plain_name(name): {key: _array(_whole(tensor)) for key, tensor in state.items()}
+        for name, state in whole.items()
+    }
     failure: list[Exception | None] = [None]
     if _rank() == 0:
         try:
-            write_adapters(folder, adapters, base_model=base_model)
+            write_adapters(folder, adapters, base_model=base_model, modules=modules)
         except Exception as error:  # whatever it is: the others are waiting
             failure = [error]
     if _distributed():
@@ -91,6 +99,7 @@ def load_adapter_(
 ) -> None:
     """Adapt a model's nn.Linear layers as a PEFT folder says, in place, and freeze the rest.
 
+    What the folder holds of whole modules (PEFT's modules_to_save) is put into them, and trains.
     norm_grad, keep_output: as for DoRALinear. A, B and m train in the base's dtype, but float32 at
     least, whatever the folder holds them in. Load before the model is wrapped or sharded. Raises
     ValueError that names the file, the setting or the layer; the model is then as it was.
@@ -98,7 +107,13 @@ def load_adapter_(
     one_of("norm_grad", norm_grad, MODES)
     flag("keep_output", keep_output)
     linears = linears_in(model)
-    adapters = read_adapters(folder, linears)
+    modules = {name: module for name, module in model.named_modules() if name}
+    adapters, whole = read_folder(folder, linears, modules)
+    for name, arrays in whole.items():
+        shapes = {key: tuple(t.shape) for key, t in modules[name].state_dict().items()}
+        got = {key: array.shape for key, array in arrays.items()}
+        if got != shapes:
+            raise ValueError(f"{folder}: {name}: expected shapes {shapes}, got {got}")
     for name, adapter in adapters.items():
         if adapter.m is None:
             raise ValueError(f"{folder}: expected DoRA (use_dora true), got LoRA")
@@ -125,17 +140,31 @@ def load_adapter_(
             for key, parameter in _trained(layer).items():
                 parameter.copy_(torch.as_tensor(getattr(adapter, key)))
         layers[id(base)] = layer
-    swap_in(model, layers, verbose=False)
+    for name, arrays in whole.items():
+        tensors = {key: torch.as_tensor(array) for key, array in arrays.items()}
+        modules[name].load_state_dict(tensors)
+    swap_in(model, layers, {name: modules[name] for name in whole}, verbose=False)
 
 
 def _adapted(model: nn.Module) -> dict[str, DoRALinear]:
     """The DoRALinear layers by name, without the prefixes of wrappers."""
-    while isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
+    model = _unwrapped(model)
     layers = {n: layer for n, layer in model.named_modules() if isinstance(layer, DoRALinear)}
     if not layers or "" in layers:
         raise ValueError("model: expected DoRALinear layers inside it, got none")
-    return {name.replace("_checkpoint_wrapped_module.", ""): la for name, la in layers.items()}
+    return {_plain_name(name): layer for name, layer in layers.items()}
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """What is inside of DistributedDataParallel."""
+    while isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model
+
+
+def _plain_name(name: str) -> str:
+    """A layer's name without what checkpointing's wrappers add."""
+    return name.replace("_checkpoint_wrapped_module.", "")
 
 
 def _whole(tensor: Tensor) -> Tensor:

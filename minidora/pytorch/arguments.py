@@ -55,7 +55,11 @@ def checked(
     _shapes(given, norm_axis)
     if W0.requires_grad:
         raise ValueError("W0: expected a frozen weight, got one that requires a gradient")
-    if torch.is_autocast_enabled(device.type) and x.dtype != torch.float64:
+    if (
+        device.type != "meta"
+        and torch.is_autocast_enabled(device.type)
+        and x.dtype != torch.float64
+    ):
         # as `torch.nn.functional.linear` takes them
         dtype = torch.get_autocast_dtype(device.type)
         for name in ("x", "W0", "bias", "mask"):
@@ -68,6 +72,11 @@ def checked(
         x = x.reshape(-1, W0.shape[1])
         mask = None if mask is None else mask.reshape(-1, W0.shape[1])
     return Call(x, W0, A, B, m, bias, mask, scale, eps)
+
+
+def autocast_on(device: torch.device) -> bool:
+    """Whether autocast is; the meta device has none, and PyTorch will not be asked."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def check_keep_output(mask: Tensor | None) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .blocks import Gradients, in_dtype, in_range, plus_product, summed, times, without_autocast
-from .norms import EPS, update_norms
+from .norms import padded, update_norms
 
 
 class Settings(NamedTuple):
@@ -33,11 +33,11 @@ class Settings(NamedTuple):
 def norms_around(
     W0: Tensor, A: Tensor, B: Tensor, W0_sq: Tensor, s: float, autocast: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """c (d_out,), and what its gradient takes: A @ W0.T, A @ (B A).T, and the lengths of A."""
+    """c (d_out,), and what its gradient takes: A @ W0.T, A @ (B A).T, and A's squared lengths."""
     W = _for_products(W0, A, autocast)
     AW = in_dtype(W.dtype, A)[0] @ W.t()  # (r, d_out)
-    c, AU, lengths = update_norms(B.t(), A, AW, W0_sq, s, EPS)
-    return c, AW, AU, lengths
+    squares, AU, lengths = update_norms(B.t(), A, AW, padded(W0_sq), s)
+    return squares.sqrt().to(W0_sq.dtype), AW, AU, lengths
 
 
 def plus_update(r: Tensor, h: Tensor, B: Tensor, s: float) -> Tensor:
@@ -64,7 +64,7 @@ def _through_norms(
     """
     scaled, factors = in_range(B.t() * k, lengths, W.dtype)  # (r, d_out)
     (kBV,) = in_dtype(AV.dtype, in_dtype(W.dtype, scaled)[0] @ W)  # (r, d_in)
-    return kBV.addmm_(scaled @ B, A, alpha=s).mul_(factors), AV * k
+    return kBV.addmm_(scaled @ B, A, alpha=s).div_(factors), AV * k
 
 
 class AroundBase(torch.autograd.Function):

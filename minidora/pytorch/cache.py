@@ -7,6 +7,7 @@ and with it marks of all that it was made from.
 
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .blocks import in_dtype, times
-from .norms import EPS, update_norms
+from .arguments import autocast_on
+from .blocks import in_dtype, magnitudes, times
+from .norms import update_norms
 
 KEY = "minidora"  # of a Cache in the dict that PEFT's DoRA layers keep, and clear in train()
 WITHOUT_DISPATCH = Tensor.__torch_dispatch__  # of tensors whose own memory is all there is to them
@@ -124,13 +126,13 @@ def from_kept(layer: Any, x: Tensor) -> Tensor | None:
     if layer.training or gradient_wanted(x, W0, A, B, m, bias):
         cache.clear()
         return None
-    autocast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    autocast = autocast_on(x.device) and x.dtype != torch.float64
     fits = x.shape[-1:] == W0.shape[1:] and x.device == W0.device
     if not fits or not (autocast or x.dtype == W0.dtype) or layer.strength != 1 or not may_keep(x):
         return None
     watched = (W0, A, B, m)
     if not cache.holds(s, watched):
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False) if autocast else nullcontext():
             g = _gains(layer, W0, A, B, m)
         cache.keep(g, s, watched)
     else:
@@ -154,8 +156,8 @@ def _gains(layer: Any, W0: Tensor, A: Tensor, B: Tensor, m: Tensor) -> Tensor:
         products = B.t(), A, A_ @ W0.t()  # (r, d_out), (r, d_in), (r, d_out)
     else:
         products = A, B.t(), B_.t() @ W0  # (r, d_in), (r, d_out), (r, d_in)
-    c = update_norms(*products, layer.squares(), layer.scale, EPS)[0]
-    return in_dtype(c.dtype, m)[0] / c
+    squares = update_norms(*products, layer.norms()[1], layer.scale)[0]
+    return magnitudes(m, squares, False, torch.promote_types(W0.dtype, torch.float32))[0]
 
 
 def clear_cache_(model: nn.Module) -> int:

@@ -17,26 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import Call, check_keep_output, checked
+from .arguments import autocast_on, check_keep_output, checked
 from .blocks import (
     Gradients,
+    added,
     autocasts,
     dtypes_of,
     finished,
     from_output,
     in_dtype,
     in_range,
+    magnitudes,
     masked,
+    plus,
     plus_product,
     summed,
     times,
     unmasked,
     without_autocast,
 )
-from .norms import EPS, squared_norms, update_norms
+from .norms import EPS, padded, squared_norms, update_norms
 
 JOIN = 2  # times n at most d_out: then r rows more go through W0 with those n, and it is read once
-Settings = tuple[float, bool, float, bool]  # scale, exact, eps, keep_output
+Settings = tuple[float, bool, bool, torch.dtype]  # scale, exact, keep_output, of rank r's products
 
 
 def dora(
@@ -54,6 +57,7 @@ def dora(
     eps: float = EPS,
     W0_sq: Tensor | None = None,
     keep_output: bool = False,
+    base: Tensor | None = None,
 ) -> Tensor:
     """A linear layer whose frozen weight W0 is adapted by DoRA (Eq. 5).
 
@@ -65,7 +69,7 @@ def dora(
     x and W0 share one dtype (float64, float32, bfloat16 or float16), or are cast under autocast as
     `torch.nn.functional.linear` casts them; A, B, m, bias, mask and W0_sq have that dtype or
     float32, and gradients come back in their arrays' own. In float16, A and B must fit its range.
-    W0_sq: `squared_norms(W0)`, where it is known.
+    W0_sq: `squared_norms(W0)`, where it is known; base: what `padded` makes of that, likewise.
 
     The norm is computed in float32 at least, and the update's own squares in float64, so that where
     B @ A cancels inside itself the error grows with κ = ‖A‖‖B‖ / ‖B A‖, as the dense formula's
@@ -78,8 +82,8 @@ def dora(
     ever where it does not (an addition) or copies y first (heads, transposed for a product). y must
     then not be changed in place: backward says so. Where y says too little
     of x @ V.T, for m / c is small (m = 0 above all) or the bias large, those outputs are computed
-    again, from those rows of V. Not with a mask, and not under
-    torch.compile.
+    again, from those rows of V; asking whether there are any makes a GPU wait, once a layer and
+    backward. Not with a mask, and not under torch.compile.
 
     The gradient cannot itself be differentiated. Raises ValueError or TypeError that names the
     argument for shapes, dtypes or devices that do not fit, and for a W0 that requires a gradient.
@@ -88,25 +92,20 @@ def dora(
     call = checked(x, W0, A, B, m, scale, bias, norm_axis, norm_grad, mask, eps, W0_sq)
     if keep_output:
         check_keep_output(mask)
+    if base is None:
+        base = padded(squared_norms(W0, norm_axis) if W0_sq is None else W0_sq, call.eps)
+    function = _PerOutput if norm_axis == "per_output" else _PerInput
+    # a float32 adapter beside 16 bits keeps its digits, unless autocast says otherwise
+    small = call.W0.dtype if autocast_on(x.device) else torch.promote_types(W0.dtype, A.dtype)
+    settings = (call.scale, norm_grad == "exact", keep_output, small)
+    given = (*call[:7], base, settings)
     if autocasts(x):
         # the norm and the products of rank r stay in float32
         with torch.autocast(x.device.type, enabled=False):
-            y = _apply(call, norm_axis, norm_grad, W0_sq, keep_output)
+            y = function.apply(*given)
     else:
-        y = _apply(call, norm_axis, norm_grad, W0_sq, keep_output)
+        y = function.apply(*given)
     return y if y.ndim == x.ndim else y.reshape(*x.shape[:-1], W0.shape[0])
-
-
-def _apply(
-    call: Call, norm_axis: str, norm_grad: str, W0_sq: Tensor | None, keep_output: bool
-) -> Tensor:
-    if W0_sq is None:
-        W0_sq = squared_norms(call.W0, norm_axis)
-    (W0_sq,) = in_dtype(torch.promote_types(call.W0.dtype, torch.float32), W0_sq)
-    function = _PerOutput if norm_axis == "per_output" else _PerInput
-    settings = (call.scale, norm_grad == "exact", call.eps, keep_output)
-    x, W0, A, B, m, bias, mask = call.x, call.W0, call.A, call.B, call.m, call.bias, call.mask
-    return function.apply(x, W0, A, B, m, bias, mask, W0_sq, settings)
 
 
 class _PerOutput(torch.autograd.Function):
@@ -122,33 +121,36 @@ class _PerOutput(torch.autograd.Function):
         m: Tensor,
         bias: Tensor | None,
         mask: Tensor | None,
-        W0_sq: Tensor,
+        base: Tensor,
         settings: Settings,
     ) -> Tensor:
         """x: (n, d_in) to y: (n, d_out)."""
-        s, exact, eps, keep_output = settings
-        n, xm = len(x), masked(x, mask)
-        A_, B_ = in_dtype(W0.dtype, A, B)
+        s, exact, keep_output, small = settings
+        n, xm, dtype = len(x), masked(x, mask), W0.dtype
         # xm @ W0.T and A @ W0.T
+        (A_,) = in_dtype(dtype, A)
         if JOIN * n <= len(W0):
-            z, AW = torch.split(torch.cat([xm, A_]) @ W0.t(), [n, len(A)])
+            both = torch.cat([xm, A_]) @ W0.t()
+            z, AW = both[:n], both[n:]
         else:
             z, AW = xm @ W0.t(), A_ @ W0.t()  # (n, d_out), (r, d_out)
         # z = xm @ V.T = xm @ W0.T + s * (xm @ A.T) @ B.T
-        h = A_ @ xm.t()  # (r, n); r rows multiply faster than r columns
-        z = z.addmm_(h.t(), B_.t(), alpha=s)
+        As, xs = in_dtype(small, A, xm)
+        h = As @ xs.t()  # (r, n); r rows multiply faster than r columns
+        h_, B_ = in_dtype(dtype, h, B)
+        z = z.addmm_(h_.t(), B_.t(), alpha=s)
         # y = z * m / c + bias, and what W0 alone sees past the mask
-        c, AU, lengths = update_norms(B.t(), A, AW, W0_sq, s, eps)  # (d_out,), (r, d_out), (r,)
-        y = times(z, in_dtype(c.dtype, m)[0] / c, bias)
+        squares, AU, lengths = update_norms(B.t(), A, AW, base, s)  # (d_out,), (r, d_out), (r,)
+        g, scales = magnitudes(m, squares, exact, torch.promote_types(dtype, torch.float32))
+        y = times(z, g, bias)
         if mask is not None:
-            y.addmm_(x - xm, W0.t())
+            y = added(y, x - xm, W0.t())
         AV = None
         if exact:
             # A @ V.T = A @ W0.T + s A @ (B A).T; where y is kept, z must not be kept through AW
-            in_place = AW.dtype == c.dtype and not keep_output
-            AV = (AW if in_place else AW.to(c.dtype, copy=True)).add_(AU, alpha=s)
+            AV = plus(AW, AU, s, g.dtype, in_place=not keep_output)
         kept = (y, bias) if keep_output else (z, None)
-        ctx.save_for_backward(x, W0, A, B, m, mask, c, h, *kept, AV, lengths)
+        ctx.save_for_backward(x, W0, A, B, mask, g, scales, h, *kept, AV, lengths)
         ctx.settings, ctx.dtypes = settings, dtypes_of(A, B, m, bias)
         return y
 
@@ -156,47 +158,58 @@ class _PerOutput(torch.autograd.Function):
     @without_autocast
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         """Gradients of x, A, B, m and bias."""
-        x, W0, A, B, m, mask, c, h, kept, bias, AV, lengths = ctx.saved_tensors
-        s, exact, _, keep_output = ctx.settings
-        n, r, dtype = len(x), len(A), W0.dtype
-        A_, B_, m_ = in_dtype(c.dtype, A, B, m)
+        x, W0, A, B, mask, g, scales, h, kept, bias, AV, lengths = ctx.saved_tensors
+        s, exact, keep_output, small = ctx.settings
+        n, r, dtype, wide = len(x), len(A), W0.dtype, g.dtype
+        A_, B_ = in_dtype(wide, A, B)
         # y = z * g + bias with g = m / c: dm = sum(dy * z) / c (Eq. 7) and dz = dy * g
-        g = m_ / c
-        joined = exact and JOIN * n <= len(W0)
-        rows = dy.new_empty(n + r if joined else n, len(W0))
+        rows = dy.new_empty(n + r if exact else n, len(W0))
         dz = rows[:n]
         if keep_output:
-            dm = from_output(dy, kept, bias, dz, x, W0, A_, B_, m_, c, s)  # (d_out,)
+            t = from_output(dy, kept, bias, dz, x, W0, A_, B_, g, s)  # (d_out,)
         else:
-            dm = summed(dy, kept, dz, c.dtype) / c  # (d_out,)
-        torch.mul(dy, g, out=dz)
+            t = summed(dy, kept, dz, wide)  # (d_out,)
+        dm, *k = torch.mul(t, scales, out=t.new_empty(scales.shape))
+        if small == dtype:
+            torch.mul(dy, g, out=dz)
+            dzs = dz
+        else:
+            dzs = dy * g
+            dz.copy_(dzs)
         if exact:
-            # c = ‖V‖ (Eq. 6): dV += -g (dm / c) V, row by row; with k = -s g dm / c, s dV += k V
-            k = ((g * dm) / c).mul_(-s)  # (d_out,)
-            in_place = joined and dtype == c.dtype
-            kB = torch.mul(B_.t(), k, out=rows[n:] if in_place else None)  # (r, d_out)
+            # c = ‖V‖ (Eq. 6): dV += -g (dm / c) V = -k V, row by row
+            kB = torch.mul(B.t(), *k, out=rows[n:] if dtype == wide else None)  # (r, d_out)
             scaled, factors = in_range(kB, lengths, dtype)
-            if joined and not in_place:
+            if dtype != wide:
                 rows[n:] = scaled
         # z = xm @ W0.T + s * h.T @ B.T: dx = mask * (dz @ W0 + s dh.T @ A), and beside the mask
-        # (1 - mask) * (dy @ W0), with dh = B.T @ dz.T
-        dh = in_dtype(dtype, B)[0].t() @ dz.t()  # (r, n)
-        dx = dA = dB = None
-        if joined or ctx.needs_input_grad[0]:
-            dx, kBW = torch.split(rows @ W0, [n, len(rows) - n])  # (n, d_in), (r or 0, d_in)
-            dx.addmm_(dh.t(), in_dtype(dtype, A)[0], alpha=s)
+        # (1 - mask) * (dy @ W0), with dh = B.T @ dz.T; below it, for dA, (k B).T @ V
+        dx: Any = None
+        dA = dB = None
+        start = 0 if ctx.needs_input_grad[0] else n
+        dV: Any = rows[start:] @ W0 if exact or start == 0 else None  # (n and r, d_in)
+        if dtype == wide:
+            Brows = B_.t() @ rows.t()  # (r, n and r)
+            dh = Brows[:, :n]
+            if dV is not None:
+                dV.addmm_(Brows[:, start:].t(), A_, alpha=s)
+        else:
+            (Bs,) = in_dtype(small, B)
+            dh = Bs.t() @ dzs.t()  # (r, n)
+            if start == 0:
+                dV[:n].addmm_(*in_dtype(dtype, dh.t(), A), alpha=s)
         if exact:
-            # dB += k (V @ A.T), dA += (k B).T @ V = (k B).T @ W0 + s ((k B).T @ B) @ A
-            if not joined:
-                kBW = in_dtype(dtype, scaled)[0] @ W0  # (r, d_in)
-            (kBV,) = in_dtype(c.dtype, kBW)
-            dA = kBV.addmm_(scaled @ B_, A_, alpha=s).mul_(factors)
-            dB = AV * k  # (r, d_out), dB.T until it is returned
-        # h = A @ xm.T: dA += s dh @ xm, dB += s dz.T @ h.T, which is all where the norm is detached
-        dA = plus_product(dA, dh, masked(x, mask), s, c.dtype)
-        dB = plus_product(dB, h, dz, s, c.dtype)
-        if mask is not None and dx is not None:
-            dx = unmasked(dx, mask, dy @ W0)
+            # dA -= (k B).T @ V = (k B).T @ W0 + s ((k B).T @ B) @ A, dB -= k (V @ A.T)
+            kBV = dV[n - start :]
+            if dtype != wide:
+                kBV = kBV.to(wide).addmm_(scaled @ B_, A_, alpha=s)
+            dA, dB = kBV / factors, torch.mul(AV, *k)  # (r, d_in), (r, d_out)
+        # h = A @ xm.T: dA += s dh @ xm, dB.T += s h @ dz, which is all where the norm is detached
+        (xs,) = in_dtype(small, masked(x, mask))
+        dA = plus_product(dA, dh, xs, s, wide, of_total=-s, like=A_)
+        dB = plus_product(dB, h, dzs, s, wide, of_total=-s, like=B_.t())
+        if start == 0:
+            dx = unmasked(dV[:n], mask, None if mask is None else dy @ W0)
         return finished(ctx, dx, dA, dB.t(), dm, dy)
 
 
@@ -213,27 +226,28 @@ class _PerInput(torch.autograd.Function):
         m: Tensor,
         bias: Tensor | None,
         mask: Tensor | None,
-        W0_sq: Tensor,
+        base: Tensor,
         settings: Settings,
     ) -> Tensor:
         """x: (n, d_in) to y: (n, d_out)."""
-        s, exact, eps, _ = settings
-        dtype = W0.dtype
+        s, exact, _, small = settings
+        dtype, wide = W0.dtype, torch.promote_types(W0.dtype, torch.float32)
         xm = masked(x, mask)
-        A_, B_ = in_dtype(dtype, A, B)
+        (B_,) = in_dtype(dtype, B)
         BW = B_.t() @ W0  # (r, d_in)
-        c, BU, lengths = update_norms(A, B.t(), BW, W0_sq, s, eps)  # (d_in,), (r, d_in), (r,)
+        squares, BU, lengths = update_norms(A, B.t(), BW, base, s)  # (d_in,), (r, d_in), (r,)
+        g, scales = magnitudes(m, squares, exact, wide)
         # B.T @ V = B.T @ W0 + s B.T @ (B A)
-        BV = in_dtype(c.dtype, BW)[0].add_(BU, alpha=s) if exact else None
+        BV = plus(BW, BU, s, wide) if exact else None
         # y = xg @ V.T + bias with xg = xm * m / c, and what W0 alone sees past the mask
-        m_ = in_dtype(c.dtype, m)[0]
-        xg = (xm * (m_ / c)).to(dtype)  # (n, d_in)
-        h = A_ @ xg.t()  # (r, n); r rows multiply faster than r columns
+        As, xs = in_dtype(small, A, xm * g)  # (n, d_in)
+        (xg,) = in_dtype(dtype, xs)
+        h = As @ xs.t()  # (r, n); r rows multiply faster than r columns
         y = (xg if mask is None else xg + (x - xm)) @ W0.t()
-        y.addmm_(h.t(), B_.t(), alpha=s)
+        y = added(y, in_dtype(dtype, h)[0].t(), B_.t(), s)
         if bias is not None:
-            y += bias
-        ctx.save_for_backward(x, W0, A, B, m, mask, c, h, BV, lengths)
+            y = y + bias if torch.compiler.is_compiling() else y.add_(bias)
+        ctx.save_for_backward(x, W0, A, B, mask, g, scales, h, BV, lengths)
         ctx.settings, ctx.dtypes = settings, dtypes_of(A, B, m, bias)
         return y
 
@@ -241,33 +255,31 @@ class _PerInput(torch.autograd.Function):
     @without_autocast
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         """Gradients of x, A, B, m and bias."""
-        x, W0, A, B, m, mask, c, h, BV, lengths = ctx.saved_tensors
-        s, exact, _, _ = ctx.settings
-        dtype = W0.dtype
-        A_, B_, m_ = in_dtype(c.dtype, A, B, m)
-        g = m_ / c
-        xm = masked(x, mask)
-        xg = (xm * g).to(dtype)
+        x, W0, A, B, mask, g, scales, h, BV, lengths = ctx.saved_tensors
+        s, exact, _, small = ctx.settings
+        dtype, wide = W0.dtype, g.dtype
+        A_, B_ = in_dtype(wide, A, B)
+        Bs, dys, xm = *in_dtype(small, B, dy), masked(x, mask)
+        (xs,) = in_dtype(small, xm * g)
         # y = xg @ W0.T + s * h.T @ B.T + bias: dxg = dy @ V = dy @ W0 + s dh.T @ A with
         # dh = B.T @ dy.T
         dy_W0 = dy @ W0  # (n, d_in)
-        dh = in_dtype(dtype, B)[0].t() @ dy.t()  # (r, n)
-        dxg = torch.addmm(dy_W0, dh.t(), in_dtype(dtype, A)[0], alpha=s)
+        dh = Bs.t() @ dys.t()  # (r, n)
+        dxg = torch.addmm(dy_W0, *in_dtype(dtype, dh.t(), A), alpha=s)
         # xg = xm * g with g = m / c: dm = sum(xm * dxg) / c (Eq. 7) and dx = mask * (dxg * g), and
         # beside the mask (1 - mask) * (dy @ W0)
-        dm = summed(xm, dxg, None, c.dtype) / c  # (d_in,)
+        t = summed(xm, dxg, None, wide)  # (d_in,)
+        dm, *k = torch.mul(t, scales, out=t.new_empty(scales.shape))
         dx = (dxg * g).to(dtype)
         dA = dB = None
         if exact:
-            # c = ‖V‖ (Eq. 6): dV += -V g dm / c, column by column; k = -s g dm / c, so s dV += V k:
-            # dA += (B.T @ V) k, dB += V @ (A k).T = W0 @ (A k).T + s B @ (A @ (A k).T)
-            k = ((g * dm) / c).mul_(-s)  # (d_in,)
-            dA = BV * k
-            scaled, factors = in_range(A_ * k, lengths, dtype)  # (r, d_in)
-            (VkA,) = in_dtype(c.dtype, W0 @ in_dtype(dtype, scaled)[0].t())  # (d_out, r)
-            # (r, d_out), dB.T until it is returned
-            dB = VkA.addmm_(B_, A_ @ scaled.t(), alpha=s).mul_(factors.t()).t()
-        # h = A @ xg.T: dA += s dh @ xg, dB += s dy.T @ h.T, which is all where the norm is detached
-        dA = plus_product(dA, dh, xg, s, c.dtype)
-        dB = plus_product(dB, h, dy, s, c.dtype)
+            # c = ‖V‖ (Eq. 6): dV += -V g dm / c = -V k, column by column:
+            # dA -= (B.T @ V) k, dB.T -= (A k) @ V.T = (A k) @ W0.T + s ((A k) @ A.T) @ B.T
+            dA = torch.mul(BV, *k)
+            scaled, factors = in_range(torch.mul(A_, *k), lengths, dtype)  # (r, d_in)
+            (kAV,) = in_dtype(wide, in_dtype(dtype, scaled)[0] @ W0.t())  # (r, d_out)
+            dB = kAV.addmm_(scaled @ A_.t(), B_.t(), alpha=s).div_(factors)
+        # h = A @ xg.T: dA += s dh @ xg, dB.T += s h @ dy, all there is where the norm is detached
+        dA = plus_product(dA, dh, xs, s, wide, of_total=-s, like=A_)
+        dB = plus_product(dB, h, dys, s, wide, of_total=-s, like=B_.t())
         return finished(ctx, unmasked(dx, mask, dy_W0), dA, dB.t(), dm, dy)

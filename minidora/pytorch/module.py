@@ -6,18 +6,30 @@ and lora_magnitude_vector.
 
 import math
 import operator
-from collections.abc import Callable
-from numbers import Integral
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
-from .arguments import AXES, DTYPES, MODES, flag, number, one_of
-from .cache import Cache, from_kept
+from .arguments import number
+from .cache import Cache, from_kept, may_keep
+from .effective import EffectiveWeight
 from .functional import dora
-from .norms import EPS, squared_norms
+from .norms import EPS, padded, squared_norms
+from .settings import check_settings
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
 
 class DoRALinear(nn.Module):
@@ -32,7 +44,6 @@ class DoRALinear(nn.Module):
     beyond the line through both. norm_axis, norm_grad, keep_output: as for `dora`.
     """
 
-    W0_sq: Tensor
     _W0: nn.Parameter | None  # the original weight, while merged; not registered
 
     def __init__(
@@ -71,12 +82,11 @@ class DoRALinear(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
         self.scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         self.norm_axis, self.norm_grad = norm_axis, norm_grad
-        squares = squared_norms(weight, norm_axis)
-        self.lora_magnitude_vector = nn.Parameter(torch.sqrt(squares + EPS * EPS))
-        self.register_buffer("W0_sq", squares, persistent=False)
-        self._seen: tuple | None = None  # what W0_sq was computed from
+        self._squares = Cache()  # of W0
+        self.lora_magnitude_vector = nn.Parameter(torch.sqrt(self.squares() + EPS * EPS))
         self.__dict__["_W0"] = None
         self._cache = Cache()  # m / c, in eval without gradient
+        self._disabled = False
         self.dropout, self.strength, self.keep_output = float(dropout), strength, keep_output
         self.train(base_layer.training)
 
@@ -105,8 +115,13 @@ class DoRALinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The merged weight, for those who read a linear layer's; without gradient."""
-        return self.merged_weight()
+        """The merged weight, for those who read a linear layer's; without gradient.
+
+        It is built when it is computed with: questions about its dtype, device or shape are free.
+        """
+        if torch.compiler.is_compiling():
+            return self._effective_weight()
+        return EffectiveWeight.of(self.base_layer.weight, self._effective_weight)
 
     @property
     def bias(self) -> Tensor | None:
@@ -124,9 +139,21 @@ class DoRALinear(nn.Module):
         return self.base_layer.out_features
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., d_in) to y: (..., d_out)."""
-        if self.merged or self.strength == 0:
-            return self.base_layer(x)
+        """x: (..., d_in) to y: (..., d_out).
+
+        What hooks on base_layer, or a forward of its own, add to its output is added to y.
+        """
+        base = self.base_layer
+        if self._disabled and self._W0 is not None:
+            return nn.functional.linear(x, self._W0, base.bias)
+        if self.merged or self.strength == 0 or self._disabled:
+            return base(x)
+        if hooked(base):
+            # a hook that only looks adds nothing, to the bit
+            return base(x) - nn.functional.linear(x, base.weight, base.bias) + self._adapted(x)
+        return self._adapted(x)
+
+    def _adapted(self, x: Tensor) -> Tensor:
         y = from_kept(self, x)
         if y is not None:
             return y
@@ -141,8 +168,8 @@ class DoRALinear(nn.Module):
             norm_axis=self.norm_axis,
             norm_grad=self.norm_grad,
             mask=self._mask(x),
-            W0_sq=self.squares(),
             keep_output=self.keep_output,
+            base=self.norms()[1],
         )
 
     def train(self, mode: bool = True) -> "DoRALinear":
@@ -159,20 +186,31 @@ class DoRALinear(nn.Module):
         return nn.functional.dropout(ones, self.dropout)
 
     def squares(self) -> Tensor:
-        """sum(w²) of the vectors of W0, computed anew where W0 has changed.
+        """sum(w²) of the vectors of W0."""
+        return self.norms()[0]
+
+    def norms(self) -> tuple[Tensor, Tensor]:
+        """`squares`, and what `dora` makes of them, computed anew where W0 has changed.
 
         Writing past autograd (`weight.data.mul_(2)`) leaves no trace: nothing can notice that.
         Inside torch.compile it is computed in the graph, which cannot ask whether W0 has changed.
+        No weight is held alive for it.
         """
-        weight = self.base_layer.weight
-        if torch.compiler.is_compiling() or weight.is_inference():  # these keep no count of changes
-            return squared_norms(weight, self.norm_axis)
-        seen = self._seen
-        if seen is None or seen[0] != weight._version or seen[1].data_ptr() != weight.data_ptr():
-            self.W0_sq = squared_norms(weight, self.norm_axis)
-            # holding on to the memory, so that no other weight can come to lie at its address
-            self._seen = weight._version, weight.detach()
-        return self.W0_sq
+        weight, cache = self.base_layer.weight, self._squares
+        compiling = torch.compiler.is_compiling()
+        if not compiling and cache.holds(0.0, (weight,)):
+            return cache.value
+        squares = squared_norms(weight, self.norm_axis)
+        norms = squares, padded(squares)
+        if not compiling and may_keep(weight):
+            cache.keep(norms, 0.0, (weight,))
+        return norms
+
+    def _effective_weight(self) -> Tensor:
+        """What the layer computes with as it is now: W0 while it is disabled."""
+        if self._disabled:
+            return (self.base_layer.weight if self._W0 is None else self._W0).detach().clone()
+        return self.merged_weight()
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
@@ -196,20 +234,20 @@ class DoRALinear(nn.Module):
         """Give base_layer the merged weight; the original is kept beside it, for `unmerge`.
 
         base_layer gets a parameter of its own, so others that share the original keep it. Nothing
-        trains while merged. Raises ValueError where it is merged already, or the merged weight
-        would not be finite.
+        trains while merged, and state_dict has the merged weight, as PEFT's. Raises ValueError
+        where the merged weight would not be finite; warns where the layer is merged already.
         """
         if self.merged:
-            raise ValueError("merge: the layer is merged already")
+            return warnings.warn("merge: the layer is merged already", stacklevel=2)
         weight = self._finite_weight("merge")
         self._cache.clear()
         self.__dict__["_W0"] = self.base_layer.weight
         self.base_layer.weight = nn.Parameter(weight, requires_grad=False)
 
     def unmerge(self) -> None:
-        """Put the original weight back, to the bit."""
+        """Put the original weight back, to the bit; warns where the layer is not merged."""
         if self._W0 is None:
-            raise ValueError("unmerge: the layer is not merged")
+            return warnings.warn("unmerge: the layer is not merged", stacklevel=2)
         self.base_layer.weight = self._W0
         self.__dict__["_W0"] = None
 
@@ -222,16 +260,15 @@ class DoRALinear(nn.Module):
     def to_linear(self) -> nn.Linear:
         """A plain, frozen nn.Linear that computes the same, with a weight of its own."""
         weight, bias = self._finite_weight("to_linear"), self.bias
+        if "forward" in self.base_layer.__dict__:
+            raise ValueError("to_linear: base_layer has a forward of its own, which would be lost")
         linear = nn.Linear(self.in_features, self.out_features, bias is not None, device="meta")
+        for hooks in HOOKS:  # shared, so that their handles go on removing them
+            setattr(linear, hooks, getattr(self.base_layer, hooks))
         linear.weight = nn.Parameter(weight, requires_grad=False)
         if bias is not None:
             linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
         return linear.train(self.training)
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        if self.merged:
-            raise ValueError("state_dict: the layer is merged; unmerge first, or merge_ the model")
-        super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self.merged:
@@ -243,7 +280,6 @@ class DoRALinear(nn.Module):
         m = self.lora_magnitude_vector.data
         super()._apply(fn, recurse)
         self._cache.clear()
-        self._seen = None  # which held on to the old weight's memory
         if self._W0 is not None:
             self._W0.data = fn(self._W0.data)
         parameter = self.lora_magnitude_vector
@@ -254,9 +290,6 @@ class DoRALinear(nn.Module):
                 parameter.grad = parameter.grad.float()
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_seen": None}
-
     def extra_repr(self) -> str:
         """What print shows beside the sub-layers."""
         return (
@@ -265,38 +298,24 @@ class DoRALinear(nn.Module):
         )
 
 
-def check_settings(
-    name: str,
-    base: nn.Module,
-    rank: int,
-    alpha: float,
-    *,
-    dropout: float = 0.0,
-    norm_axis: str = "per_output",
-    norm_grad: str = "exact",
-    rslora: bool = False,
-    strength: float = 1.0,
-    keep_output: bool = False,
-) -> None:
-    """Raise what names a layer that cannot be adapted, or a setting; those of DoRALinear."""
-    # a subclass with a forward of its own computes something else (quantised layers do)
-    if not isinstance(base, nn.Linear) or type(base).forward is not nn.Linear.forward:
-        raise TypeError(f"{name}: expected an nn.Linear, got a {type(base).__name__}")
-    if type(base).__name__ == "NonDynamicallyQuantizableLinear":
-        raise TypeError(f"{name}: nn.MultiheadAttention reads this layer's weight past its forward")
-    if is_parametrized(base, "weight"):
-        raise TypeError(f"{name}: expected a plain weight, got a parametrized one")
-    if hasattr(base.weight, "full_tensor"):  # a DTensor
-        raise ValueError(f"{name}: expected a whole weight, got a sharded one: adapt, then shard")
-    if base.weight.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected a dtype among {DTYPES}, got {base.weight.dtype}")
-    if isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1:
-        raise ValueError(f"rank: expected a whole number above 0, got {rank!r}")
-    number("alpha", alpha)
-    if not 0 <= number("dropout", dropout) < 1:
-        raise ValueError(f"dropout: expected 0 or more and below 1, got {dropout!r}")
-    one_of("norm_axis", norm_axis, AXES)
-    one_of("norm_grad", norm_grad, MODES)
-    flag("rslora", rslora)
-    number("strength", strength)
-    flag("keep_output", keep_output)
+def hooked(base: nn.Module) -> bool:
+    """Whether calling the layer does anything but nn.Linear's forward."""
+    return "forward" in base.__dict__ or any(getattr(base, hooks) for hooks in HOOKS)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Within it, every DoRALinear of a model computes what its base does, merged or not.
+
+    Raises ValueError where there is none.
+    """
+    layers = {m: m._disabled for m in model.modules() if isinstance(m, DoRALinear)}
+    if not layers:
+        raise ValueError("model: expected DoRALinear layers inside it, got none")
+    try:
+        for layer in layers:
+            layer._disabled = True
+        yield
+    finally:
+        for layer, before in layers.items():
+            layer._disabled = before

@@ -10,6 +10,7 @@ from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
+from .arguments import autocast_on
 from .around import AroundBase, Settings, norms_around, plus_update
 from .blocks import in_dtype, times
 from .cache import KEY, PLAIN, Cache, gradient_wanted, may_keep
@@ -82,7 +83,7 @@ class FactoredVariant(DoraLinearVariant):
     ) -> Tensor:
         """y with gradients, exact or detached."""
         device = x.device.type
-        autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+        autocast = autocast_on(x.device) and x.dtype != torch.float64
         if autocast:
             (x,) = in_dtype(torch.get_autocast_dtype(device), x)
         W0 = W0_sq = given = None
@@ -110,7 +111,7 @@ class FactoredVariant(DoraLinearVariant):
     ) -> tuple[Tensor, Tensor | None]:
         """g = m / c and b * (1 - g), (d_out,) each."""
         device = A.device.type
-        autocast = torch.is_autocast_enabled(device)
+        autocast = autocast_on(A.device)
         with torch.autocast(device, enabled=False) if autocast else nullcontext():
             W0, W0_sq = self._base(base, layer)
             c = norms_around(W0, A, B, W0_sq, s, autocast=False)[0]
