@@ -49,7 +49,8 @@ def test_the_readmes_shortest_example_runs():
     exec(compile(example, "README.md", "exec"), {})
 
 
-def test_the_readmes_three_lines_of_pytorch_run(tmp_path, monkeypatch):
+def test_the_readmes_lines_of_pytorch_run(tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft", reason="needs PEFT: pip install peft")
     torch = pytest.importorskip("torch", reason="needs PyTorch")
     pytest.importorskip("safetensors", reason="needs safetensors: pip install safetensors")
     from minidora import pytorch
@@ -60,9 +61,11 @@ def test_the_readmes_three_lines_of_pytorch_run(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     model, base_model = base(), base()
-    exec(compile(EXAMPLES[1], "README.md", "exec"), {"model": model})
-    (loading,) = re.findall(r"`(pytorch\.load_adapter_\(.*?\))`", README)
-    exec(loading, {"pytorch": pytorch, "base_model": base_model})
+    config = peft.LoraConfig(target_modules=["q_proj"], use_dora=True)
+    given = {"model": model, "peft_model": peft.get_peft_model(base(), config)}
+    exec(compile(EXAMPLES[1], "README.md", "exec"), given)
+    assert pytorch.restore_(given["peft_model"]) == 1  # it was accelerated
+    pytorch.load_adapter_("my_adapter", base_model)
     loaded = dict(base_model.named_parameters())
     assert all(torch.equal(loaded[name], p) for name, p in model.named_parameters())
 

@@ -158,30 +158,11 @@ class _PerOutput(torch.autograd.Function):
     @without_autocast
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         """Gradients of x, A, B, m and bias."""
-        x, W0, A, B, mask, g, scales, h, kept, bias, AV, lengths = ctx.saved_tensors
-        s, exact, keep_output, small = ctx.settings
-        n, r, dtype, wide = len(x), len(A), W0.dtype, g.dtype
+        x, W0, A, B, mask, g, _, h, _, _, AV, _ = ctx.saved_tensors
+        s, exact, _, small = ctx.settings
+        n, dtype, wide = len(x), W0.dtype, g.dtype
         A_, B_ = in_dtype(wide, A, B)
-        # y = z * g + bias with g = m / c: dm = sum(dy * z) / c (Eq. 7) and dz = dy * g
-        rows = dy.new_empty(n + r if exact else n, len(W0))
-        dz = rows[:n]
-        if keep_output:
-            t = from_output(dy, kept, bias, dz, x, W0, A_, B_, g, s)  # (d_out,)
-        else:
-            t = summed(dy, kept, dz, wide)  # (d_out,)
-        dm, *k = torch.mul(t, scales, out=t.new_empty(scales.shape))
-        if small == dtype:
-            torch.mul(dy, g, out=dz)
-            dzs = dz
-        else:
-            dzs = dy * g
-            dz.copy_(dzs)
-        if exact:
-            # c = ‖V‖ (Eq. 6): dV += -g (dm / c) V = -k V, row by row
-            kB = torch.mul(B.t(), *k, out=rows[n:] if dtype == wide else None)  # (r, d_out)
-            scaled, factors = in_range(kB, lengths, dtype)
-            if dtype != wide:
-                rows[n:] = scaled
+        rows, dzs, dm, k, scaled, factors = _through_the_scale(ctx, dy, A_, B_)
         # z = xm @ W0.T + s * h.T @ B.T: dx = mask * (dz @ W0 + s dh.T @ A), and beside the mask
         # (1 - mask) * (dy @ W0), with dh = B.T @ dz.T; below it, for dA, (k B).T @ V
         dx: Any = None
@@ -211,6 +192,39 @@ class _PerOutput(torch.autograd.Function):
         if start == 0:
             dx = unmasked(dV[:n], mask, None if mask is None else dy @ W0)
         return finished(ctx, dx, dA, dB.t(), dm, dy)
+
+
+def _through_the_scale(ctx: Any, dy: Tensor, A_: Tensor, B_: Tensor) -> tuple[Any, ...]:
+    """What `_PerOutput.backward` has of y = z * g + bias, with g = m / c.
+
+    rows: dz = dy * g, (n, d_out), and for the exact gradient (k B).T below it, (r, d_out), to go
+    through W0 together; dz in the dtype of rank r's products; dm; k; (k B).T and what it was
+    divided by, to be in range.
+    """
+    x, W0, _, B, _, g, scales, _, kept, bias, _, lengths = ctx.saved_tensors
+    s, exact, keep_output, small = ctx.settings
+    n, r, dtype, wide = len(x), len(A_), W0.dtype, g.dtype
+    # dm = sum(dy * z) / c (Eq. 7) and dz = dy * g
+    rows = dy.new_empty(n + r if exact else n, len(W0))
+    dz = rows[:n]
+    if keep_output:
+        t = from_output(dy, kept, bias, dz, x, W0, A_, B_, g, s)  # (d_out,)
+    else:
+        t = summed(dy, kept, dz, wide)  # (d_out,)
+    dm, *k = torch.mul(t, scales, out=t.new_empty(scales.shape))
+    if small == dtype:
+        dzs = torch.mul(dy, g, out=dz)
+    else:
+        dzs = dy * g
+        dz.copy_(dzs)
+    scaled = factors = None
+    if exact:
+        # c = ‖V‖ (Eq. 6): dV += -g (dm / c) V = -k V, row by row
+        kB = torch.mul(B.t(), *k, out=rows[n:] if dtype == wide else None)  # (r, d_out)
+        scaled, factors = in_range(kB, lengths, dtype)
+        if dtype != wide:
+            rows[n:] = scaled
+    return rows, dzs, dm, k, scaled, factors
 
 
 class _PerInput(torch.autograd.Function):

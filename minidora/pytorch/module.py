@@ -19,17 +19,7 @@ from .cache import Cache, from_kept, may_keep
 from .effective import EffectiveWeight
 from .functional import dora
 from .norms import EPS, padded, squared_norms
-from .settings import check_settings
-
-HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+from .settings import HOOKS, check_settings, hooked
 
 
 class DoRALinear(nn.Module):
@@ -296,11 +286,6 @@ class DoRALinear(nn.Module):
             f"rank={self.lora_A.out_features}, scale={self.scale:g}, norm_axis={self.norm_axis!r},"
             f" norm_grad={self.norm_grad!r}, dropout={self.dropout:g}, strength={self.strength:g}"
         )
-
-
-def hooked(base: nn.Module) -> bool:
-    """Whether calling the layer does anything but nn.Linear's forward."""
-    return "forward" in base.__dict__ or any(getattr(base, hooks) for hooks in HOOKS)
 
 
 @contextmanager

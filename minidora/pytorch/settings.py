@@ -7,6 +7,16 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .arguments import AXES, DTYPES, MODES, flag, number, one_of
 
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
 
 def is_conv1d(layer: nn.Module) -> bool:
     """Whether it is transformers' Conv1D, a linear layer with its weight transposed (GPT-2's)."""
@@ -51,3 +61,8 @@ def check_settings(
     flag("rslora", rslora)
     number("strength", strength)
     flag("keep_output", keep_output)
+
+
+def hooked(base: nn.Module) -> bool:
+    """Whether calling the layer does anything but nn.Linear's forward."""
+    return "forward" in base.__dict__ or any(getattr(base, hooks) for hooks in HOOKS)
