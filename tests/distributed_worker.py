@@ -24,6 +24,7 @@ from minidora.pytorch import (
     save_adapter,
     squared_norms,
 )
+from minidora.pytorch.norms import padded
 
 SIZES = (6, 10, 8, 3)
 
@@ -46,8 +47,8 @@ class Net(nn.Module):
 class LocalNorm(DoRALinear):
     """The classic mistake: a norm of the shard that this process holds."""
 
-    def squares(self):
-        return self.of_the_shard
+    def norms(self):
+        return self.of_the_shard, padded(self.of_the_shard)
 
 
 def build(axis, mode, checkpointed=False):

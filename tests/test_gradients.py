@@ -3,6 +3,7 @@
 import pytest
 
 from minidora.evidence import networks
+from minidora.evidence.cases import GROUPINGS
 from minidora.evidence.check import Check, Witness, checks, witnesses
 from minidora.evidence.gradcheck import relative_error
 
@@ -63,6 +64,10 @@ def test_the_checks_are_all_there_and_as_strict_as_they_should_be():
     names = {(c.function.name, c.norm_grad, c.axis) for c in CHECKS}
     modes = [(grad, axis) for grad in ("exact", "detached") for axis in ("per_output", "per_input")]
     layers = {(name, *mode) for name in ("dora", "factored") for mode in modes}
+    layers |= {("granularity", grad, kind) for grad, _ in modes for kind in GROUPINGS}
+    own = ("rows", "columns", "whole", "whole per_input")
+    layers |= {("factored, groups", grad, kind) for grad, _ in modes for kind in own}
+    layers |= {("both axes", grad, None) for grad, _ in modes}
     assert names == layers | {(name, None, None) for name in ("lora", *networks.CASES)}
     by_layer = {c.witness.name for c in CHECKS if c.function.name == "factored"}
     assert {"autograd", "central differences"} <= by_layer

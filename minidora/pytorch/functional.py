@@ -158,11 +158,12 @@ class _PerOutput(torch.autograd.Function):
     @without_autocast
     def backward(ctx: Any, dy: Tensor) -> Gradients:
         """Gradients of x, A, B, m and bias."""
-        x, W0, A, B, mask, g, _, h, _, _, AV, _ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: checkpointing hands them out once
+        x, W0, A, B, mask, g, _, h, _, _, AV, _ = saved
         s, exact, _, small = ctx.settings
         n, dtype, wide = len(x), W0.dtype, g.dtype
         A_, B_ = in_dtype(wide, A, B)
-        rows, dzs, dm, k, scaled, factors = _through_the_scale(ctx, dy, A_, B_)
+        rows, dzs, dm, k, scaled, factors = _through_the_scale(saved, ctx.settings, dy, A_, B_)
         # z = xm @ W0.T + s * h.T @ B.T: dx = mask * (dz @ W0 + s dh.T @ A), and beside the mask
         # (1 - mask) * (dy @ W0), with dh = B.T @ dz.T; below it, for dA, (k B).T @ V
         dx: Any = None
@@ -194,15 +195,17 @@ class _PerOutput(torch.autograd.Function):
         return finished(ctx, dx, dA, dB.t(), dm, dy)
 
 
-def _through_the_scale(ctx: Any, dy: Tensor, A_: Tensor, B_: Tensor) -> tuple[Any, ...]:
+def _through_the_scale(
+    saved: tuple[Any, ...], settings: Settings, dy: Tensor, A_: Tensor, B_: Tensor
+) -> tuple[Any, ...]:
     """What `_PerOutput.backward` has of y = z * g + bias, with g = m / c.
 
     rows: dz = dy * g, (n, d_out), and for the exact gradient (k B).T below it, (r, d_out), to go
     through W0 together; dz in the dtype of rank r's products; dm; k; (k B).T and what it was
     divided by, to be in range.
     """
-    x, W0, _, B, _, g, scales, _, kept, bias, _, lengths = ctx.saved_tensors
-    s, exact, keep_output, small = ctx.settings
+    x, W0, _, B, _, g, scales, _, kept, bias, _, lengths = saved
+    s, exact, keep_output, small = settings
     n, r, dtype, wide = len(x), len(A_), W0.dtype, g.dtype
     # dm = sum(dy * z) / c (Eq. 7) and dz = dy * g
     rows = dy.new_empty(n + r if exact else n, len(W0))
