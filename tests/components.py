@@ -1,5 +1,6 @@
 """The open question's tables: heads, gains, groups and separate rates, with verdicts by rule."""
 
+import models  # noqa: F401  registers its blocks
 from claims import of, shown, within_seeds
 from pages import RESULTS, block, summary, table
 from slopes import table_of

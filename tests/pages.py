@@ -190,8 +190,9 @@ def failing() -> dict[str, list[str]]:
 
 
 def is_layer(function: str) -> bool:
-    """Whether it is LoRA or DoRA itself, and no network."""
-    return function in ("lora", "dora", "factored")
+    """Whether it is LoRA or DoRA itself, of rows or any groups, and no network."""
+    layers = ("lora", "dora", "factored", "granularity", "factored, groups", "both axes")
+    return function in layers
 
 
 def worst(functions: Callable[[str], bool], witness: str) -> tuple[str, str]:
@@ -217,7 +218,13 @@ def gradients() -> str:
     for witness, title in witnesses.items():
         layers, networks = (worst(kind, witness) for kind in (is_layer, lambda n: not is_layer(n)))
         rows.append([title, *layers, *networks])
-    head = ["witness", "LoRA, textbook and factored DoRA", "bound", "layers and networks", "bound"]
+    head = [
+        "witness",
+        "LoRA and DoRA, textbook and factored, rows and groups",
+        "bound",
+        "layers and networks",
+        "bound",
+    ]
     report = file(f"{RESULTS}/check.json")
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return f"""{table(head, rows)}

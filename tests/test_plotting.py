@@ -77,13 +77,24 @@ def test_intervals_stand_where_they_are():
     assert not alone.legends
 
 
-def test_layer_bars_have_their_heights_and_spread():
-    of = {"q": {"LoRA": ([1.0, 2.0], [0.5, 1.5], [1.5, 3.0])}, "v": {"LoRA": ([3.0, 4.0],) * 3}}
-    figure = plotting.layer_bars(of, ylabel="ΔD")
-    heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes]
-    assert heights == [[1.0, 2.0], [3.0, 4.0]]
-    spread = np.array(figure.axes[0].collections[0].get_segments())[..., 1]
-    np.testing.assert_allclose(spread, [(0.5, 1.5), (1.5, 3.0)])
+def test_groups_are_drawn_with_their_numbers():
+    labels = np.array([[0, 0], [1, 1]])
+    figure = plotting.groupings({"rows": labels, "whole": 0 * labels})
+    rows, whole = figure.axes
+    np.testing.assert_array_equal(rows.images[0].get_array(), labels)
+    assert [text.get_text() for text in rows.texts] == ["0", "0", "1", "1"]
+    assert {text.get_text() for text in whole.texts} == {"0"}
+
+
+def test_a_method_has_one_colour_in_every_figure():
+    cloud = RNG.uniform(size=(2, 5))
+    drawn = [
+        plotting.within_matrix({"DoRA": (*cloud, None)}).axes[0].lines[0].get_color(),
+        plotting.growth({"FT": cloud, "DoRA": cloud}).axes[1].lines[-1].get_color(),
+        plotting.curves({"LoRA": cloud, "DoRA": cloud}).axes[0].lines[1].get_color(),
+        plotting.scatter({"x": cloud, "full": cloud, "DoRA": cloud}).axes[2].lines[0].get_color(),
+    ]
+    assert set(drawn) == {plotting.METHOD_COLORS["DoRA"]}
 
 
 def test_the_vectors_of_a_matrix():

@@ -7,7 +7,7 @@ against direction, `decay` its slopes, `conformance` what the kit found.
 from .basics import bars, curves, groupings, plane, scatter, tangent_plane, templates
 from .conformance import errors_by_case
 from .decay import collapse, slopes
-from .movement import growth, intervals, layer_bars, magnitude_direction, within_matrix
+from .movement import growth, intervals, magnitude_direction, within_matrix
 from .style import BLUE, GREEN, GREY, MARKERS, METHOD_COLORS, ORANGE, PALETTE, PURPLE
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "groupings",
     "growth",
     "intervals",
-    "layer_bars",
     "magnitude_direction",
     "plane",
     "scatter",

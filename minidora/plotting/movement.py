@@ -92,44 +92,6 @@ def intervals(
     return figure
 
 
-def layer_bars(
-    panels: Mapping[str, Mapping[str, tuple]],
-    *,
-    layers: Sequence[str] | None = None,
-    ylabel: str = "",
-    title: str = "",
-) -> Figure:
-    """Bars by layer with their spread over seeds, a panel for each key of `panels`.
-
-    panels: {panel: {series: (means, lows, highs)}}, each (layers,).
-    """
-    size = (0.9 + 2.2 * len(panels), 2.9)
-    with opened(1, len(panels), size, squeeze=False, sharey=True) as (figure, axes):
-        for ax, (name, series) in zip(axes[0], panels.items(), strict=True):
-            width = 0.8 / len(series)
-            for k, (label, (mean, low, high)) in enumerate(series.items()):
-                mean, low, high = (np.asarray(v, float) for v in (mean, low, high))
-                at = np.arange(len(mean)) + (k - (len(series) - 1) / 2) * width
-                ax.bar(
-                    at,
-                    mean,
-                    0.92 * width,
-                    yerr=np.maximum([mean - low, high - mean], 0),
-                    color=color_of(label, k),
-                    hatch=("", "//", "..", "xx")[k % 4],
-                    edgecolor="white",
-                    ecolor="#333333",
-                    label=label,
-                )
-            ax.set_xticks(range(len(mean)), range(1, len(mean) + 1) if layers is None else layers)
-            ax.set(title=name, xlabel="layer")
-        axes[0, 0].set_ylabel(ylabel)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", fontsize=9)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    return figure
-
-
 def within_matrix(
     clouds: Mapping[str, tuple],
     *,
