@@ -2,19 +2,21 @@
 
     python tests/benchmarks/bench_scaling.py [--rounds N] [--json FILE] [--figure FILE]
 
-Float32, one thread. Time: forward and all gradients, contestants in turn as in `bench_layer`, the
-median over the rounds. Memory: numbers kept for backward beside x and the parameters. The slope of
-a line is that of log(time) on log(size) over its upper half; the flops' slope is that of `flops`.
+Float32, one thread. Time: of this thread on the CPU, forward and all gradients, contestants in turn
+in a new order each round, the median over the rounds. Memory: numbers kept for backward beside x
+and the parameters. The slope of a line is that of log(time) on log(size) over its upper half; the
+flops' slope is that of `flops`.
 """
 
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench_layer import SCALE, arguments, in_turn, machine, peft_layer
+from bench_layer import SCALE, arguments, machine, peft_layer
 from kept import kept_elements
 from tqdm import tqdm
 
@@ -73,7 +75,14 @@ def measured(shape, rounds, progress):
         name: lambda forward=forward, trained=trained: torch.autograd.grad(forward(), trained, dy)
         for name, (forward, trained, _) in found.items()
     }
-    seconds = in_turn(steps, rounds, progress)
+    seconds = {name: [] for name in steps}
+    shuffle = np.random.default_rng(0)
+    for _ in range(rounds):
+        for name in shuffle.permutation(list(steps)):
+            start = time.thread_time()
+            steps[name]()
+            seconds[name].append(time.thread_time() - start)
+        progress.update()
     kept = {
         name: kept_elements(forward, [*trained, *given])[0]
         for name, (forward, trained, given) in found.items()
@@ -120,6 +129,8 @@ def draw(results, path):
                 axes[1, column].plot(sizes, np.maximum(kept, 1), "o-", color=color)
             for row, label in enumerate(("seconds a step", "numbers kept for backward")):
                 axes[row, column].set(xscale="log", yscale="log", xlabel=axis)
+                axes[row, column].set_xticks(sizes, [f"{size:,}" for size in sizes])
+                axes[row, column].set_xticks([], minor=True)
                 axes[row, 0].set_ylabel(label)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         made.legend(handles, labels, loc="outside lower center", ncols=4)
