@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("MINIDORA_FAST", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+# The networks are small: two BLAS threads gain nothing, and on a busy machine wait for each other
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 try:
     from hypothesis import settings

@@ -291,8 +291,7 @@ def headlines() -> str:
     """Ten results, each with its page."""
     numpy, torch = (bench(name)["geometric_means"] for name in ("layer", "pytorch"))
     peak, kept = bench("layer")["peak_over_W0_bytes"], bench("pytorch")["kept_over_n_d_out"]
-    steps = [bench("transformer")[f"{model}, as it is"] for model in ("d = 64", "the lesson's")]
-    ours = [step["minidora DoRA"]["over_peft_dora"] for step in steps]
+    minilm = bench("models")["training"]["MiniLM-L6"]["accelerate_ detached"]
     autograd, pytorch, central = (
         worst(lambda _: True, witness)[0]
         for witness in ("autograd", "torch cpu", "central differences")
@@ -322,8 +321,9 @@ def headlines() -> str:
             f"LoRA; keeps {kept['exact']:.2f} n · d_out numbers for backward",
             "speed",
         ),
-        "A whole transformer in NumPy, one training step": (
-            f"{ours[0]:.2f} of the time of PyTorch with PEFT's DoRA; in lesson 08 {ours[1]:.2f}",
+        "PEFT's DoRA by `accelerate_`, a step of MiniLM": (
+            f"{minilm['cpu_over_dora']:.2f} of its time, {minilm['kept_over_dora']:.2f} of what it "
+            "keeps",
             "speed",
         ),
         "PEFT, torchtune, LyCORIS and mlx-lm against the kit": (
