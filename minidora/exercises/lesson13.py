@@ -6,6 +6,8 @@ import autograd.numpy as anp
 import numpy as np
 from autograd import grad
 
+from .. import nn
+from ..experiments.networks import judge
 from . import ask, checker, expect, same
 
 
@@ -58,12 +60,16 @@ def not_learned(answer: Any) -> None:
 
 
 @checker
-def costliest(answer: Any, losses: Any) -> None:
-    """The head of the last block without which the loss is largest; losses: of each, recomputed."""
+def costliest(answer: Any, base: Any, part: Any) -> None:
+    """The head of the third block without which the loss on part of the data is largest."""
     expect(isinstance(answer, int | np.integer), "give the number of a head, from 0")
-    expect(0 <= answer < len(losses), f"there are {len(losses)} heads, numbered from 0")
-    right = int(np.argmax(losses))
+    expect(0 <= answer < 4, "there are 4 heads, numbered from 0")
+    losses = []
+    for head in range(4):
+        model: Any = nn.adapt(base, "magnitude", ("blocks.2.attn.o",), groups=("columns", 8))
+        model.blocks[2].attn.o.m[head] = 0
+        losses.append(judge(model, part)["loss"])
     expect(
-        int(answer) == right,
-        f"without head {answer} the loss is {losses[int(answer)]:.3f}; another costs more",
+        int(answer) == int(np.argmax(losses)),
+        f"without head {answer} the loss is {losses[int(answer)]:.4f}; another costs more",
     )
