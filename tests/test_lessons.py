@@ -632,7 +632,7 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
         [
             "head_that_costs_most = 4",
             "head_that_costs_most = 'head 2'",
-            "head_that_costs_most = -1",
+            "head_that_costs_most = 0",
         ],
     ],
 }
