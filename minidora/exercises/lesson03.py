@@ -94,7 +94,6 @@ def which_bug(answer: Any) -> None:
         "B A subtracted": "then its rows would be m long at any B; are they?",
         "m squared": "then its rows would not be m long even where B = 0; are they?",
     }
-    names = ("norm of W0", "no scale in the norm", "added after the norm")
-    names += ("B A subtracted", "m squared")
+    names = sorted((*reason, "added after the norm"))
     expect(answer in names, f"choose one of {names}")
     expect(answer not in reason, reason.get(answer, ""))
