@@ -48,6 +48,28 @@ LEAN = """class Lean(torch.autograd.Function):
         return {grads}
 """
 
+BLOCK = """def block_weight(W0, A, B, m, scale, k):
+    V = W0 + {V}
+    c = np.linalg.norm(({divided}).reshape(len(m), -1), axis=1)
+    return ({rows})[:, None] * V
+"""
+
+HELD = """def descend_held(norm_grad, steps=200, rate=0.5, task="turned by 30°"):
+    model = nn.thaw(bases[0])
+    V, found = model.layers[0].weight.copy(), []
+    m, held = norms(V, "per_output"), norms(V, "per_output")[:, None]
+    for _ in range(steps):
+        c = norms(V, "per_output")
+        model.layers[0].weight[:] = (m / c)[:, None] * V
+        G = gradient(model, tasks[task])
+        dV = projection.direction_gradient(G, V, m, "per_output", norm_grad=norm_grad)
+        V, m = V - rate * dV, m - rate * (G * V).sum(1) / c
+        c = norms(V, "per_output")
+        V = V * ({held} / c)[:, None]
+        found.append(V)
+    return np.array({last})
+"""
+
 INTERVAL = """from scipy import stats
 
 def interval_mine(gaps, comparisons):
@@ -165,14 +187,16 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "added_mine = (m / c)[:, None] * scale * B @ A",
         ],
         [
-            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + scale * B @ A\n"
-            "    return m * V / np.linalg.norm(W0, axis=0)",
-            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + B @ A\n"
-            "    return m * V / np.linalg.norm(V, axis=0)",
-            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + scale * B @ A\n"
-            "    return m[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)",
-            "def per_input_weight(W0, A, B, m, scale):\n    V = W0 + scale * B @ A\n"
-            "    return m * V / np.linalg.norm(V, axis=1, keepdims=True)",
+            BLOCK.format(V="scale * B @ A", divided="W0", rows="np.repeat(m / c, k)"),
+            BLOCK.format(V="scale * B @ A", divided="W0 + B @ A", rows="np.repeat(m / c, k)"),
+            BLOCK.format(V="B @ A", divided="V", rows="np.repeat(m / c, k)"),
+            BLOCK.format(V="scale * B @ A", divided="V", rows="np.tile(m / c, k)"),
+            BLOCK.format(V="scale * B @ A", divided="V", rows="np.repeat(m, k)"),
+            BLOCK.format(
+                V="scale * B @ A", divided="V", rows="np.repeat(m, k) / norms(V, 'per_output')"
+            ),
+            "def block_weight(W0, A, B, m, scale, k):\n"
+            "    return dora.dora_weight(W0, A, B, m, scale)",
         ],
         [
             "def magnitude_back(W, W0, A, B, scale):\n    return norms(W, 'per_output')",
@@ -250,6 +274,15 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "best_h, best_error = 1e-5, 1e-3",
             "best_h, best_error = 0.5, 1e-2",
             "best_h, best_error = 1e-2, 0.5",
+            "best_h, best_error = 3e-3, 1e-7",
+            "best_h, best_error = 1e-3, 1e-3",
+            "f32 = [a.astype(np.float32) for a in (x, W0, A, m[:, 0], bias, dy)]\n"
+            "def L32(B):\n    y, _ = dora.dora_forward(*f32[:3], B, f32[3], scale, bias=f32[4])\n"
+            "    return (f32[5] * y).sum()\n"
+            "B32, D32 = B.astype(np.float32), D.astype(np.float32)\n"
+            "h32 = h.astype(np.float32)\n"
+            "off = [abs((L32(B32 + s * D32) - L32(B32)) / s / slope - 1) for s in h32]\n"
+            "best_h, best_error = h[np.argmin(off)], min(off)",
         ],
     ],
     "05_projection": [
@@ -280,19 +313,16 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "def angle_after(c, t, rate):\n    return np.arctan(c / (rate * t))",
         ],
         [
-            "def descend_held(norm_grad):\n    return bases[0].layers[0].weight",
+            "def descend_held(norm_grad):\n"
+            "    return np.tile(bases[0].layers[0].weight, (200, 1, 1))",
             "def descend_held(norm_grad):\n    return descend(norm_grad)",
-            """def descend_held(norm_grad, steps=200, rate=0.5, task="turned by 30°"):
-    model = nn.thaw(bases[0])
-    V = model.layers[0].weight.copy()
-    m = norms(V, "per_output")
-    for _ in range(steps):
-        c = norms(V, "per_output")
-        model.layers[0].weight[:] = (m / c)[:, None] * V
-        G = gradient(model, tasks[task])
-        dV = projection.direction_gradient(G, V, m, "per_output", norm_grad=norm_grad)
-        V, m = V - rate * dV, m - rate * (G * V).sum(1) / c
-    return V""",
+            HELD.format(held="c", last="found"),
+            HELD.format(held="1 + 0 * c", last="found"),
+            HELD.format(
+                held="c", last="[v / np.linalg.norm(v, axis=1, keepdims=True) for v in found]"
+            ),
+            HELD.format(held="c", last="found[:-1] + [held * V / norms(V, 'per_output')[:, None]]"),
+            HELD.format(held="held[:, 0]", last="V"),
         ],
     ],
     "06_cost": [

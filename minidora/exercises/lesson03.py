@@ -21,29 +21,27 @@ def layer(
     return steps({"V": V, "c": norms(V, "per_output"), "W": W, "y": y, "added": W - W0})
 
 
-def _arrays(m_size: int) -> tuple:
-    rng = np.random.default_rng(0)
-    W0, A, B = (rng.normal(size=shape) for shape in ((5, 7), (2, 7), (5, 2)))
-    return W0, A, B, rng.normal(size=m_size), 0.7
-
-
 @checker
-def per_input_weight(answer: Any) -> None:
-    """A function (W0, A, B, m, scale) -> W of Eq. 5, per input."""
-    W0, A, B, m, scale = _arrays(7)
-    W = ask(answer, W0, A, B, m, scale)
+def block_weight(answer: Any) -> None:
+    """A function (W0, A, B, m, scale, k) -> W of Eq. 5, one magnitude for each block of k rows."""
+    rng, scale, k = np.random.default_rng(0), 0.7, 2
+    W0, A, B, m = (rng.normal(size=shape) for shape in ((6, 7), (2, 7), (6, 2), 3))
+    W = ask(answer, W0, A, B, m, scale, k)
     expect(np.shape(W) == W0.shape, f"W has shape {np.shape(W)}, W0 has {W0.shape}")
-    V = W0 + scale * B @ A
-    for divisor, why in (
-        (norms(W0, "per_input"), "you divide by the norms of W0; Eq. 5 divides by V's own"),
-        (norms(W0 + B @ A, "per_input"), "the scale is missing in the norm"),
-        (norms(V, "per_output")[:, None], "you divide by the norms of the rows"),
+
+    def by_block(V: Array, divided: Array) -> Array:
+        c = norms(divided.reshape(3, -1), "per_output")
+        return np.repeat(m / c, k)[:, None] * V
+
+    V, rows = W0 + scale * B @ A, np.repeat(m, k)[:, None]
+    for other, why in (
+        (by_block(V, W0), "you divide by the norms of W0; Eq. 5 divides by V's own"),
+        (by_block(V, W0 + B @ A), "the scale is missing in the norm"),
+        (by_block(W0 + B @ A, W0 + B @ A), "the scale is missing in V"),
+        (rows * V / norms(V, "per_output")[:, None], "each row is m long; each block should be"),
     ):
-        expect(not np.allclose(W, m * V / divisor), why)
-    unscaled = dora_weight(W0, A, B, m, 1.0, norm_axis="per_input")
-    expect(not np.allclose(W, unscaled), "the scale is missing in V")
-    right = dora_weight(W0, A, B, m, scale, norm_axis="per_input")
-    same(W, right, "columns of W should be m times unit vectors along V's columns")
+        expect(not np.allclose(W, other), why)
+    same(W, by_block(V, V), "block i, rows i * k to (i + 1) * k, should be m[i] long, along V's")
 
 
 def magnitudes_of_pixels(base: Array, images: Array, labels: Array) -> Callable[[Any], Any]:
@@ -70,7 +68,8 @@ def magnitudes_of_pixels(base: Array, images: Array, labels: Array) -> Callable[
 @checker
 def magnitude_back(answer: Any) -> None:
     """A function (W, W0, A, B, scale) -> m, whatever its sign."""
-    W0, A, B, m, scale = _arrays(5)
+    rng, scale = np.random.default_rng(0), 0.7
+    W0, A, B, m = (rng.normal(size=shape) for shape in ((5, 7), (2, 7), (5, 2), 5))
     W = dora_weight(W0, A, B, m, scale)
     got = ask(answer, W, W0, A, B, scale)
     expect(not np.allclose(got, np.abs(m)), "a norm is never negative, but a magnitude may be")
@@ -95,5 +94,6 @@ def which_bug(answer: Any) -> None:
         "B A subtracted": "then its rows would be m long at any B; are they?",
         "m squared": "then its rows would not be m long even where B = 0; are they?",
     }
-    expect(answer in (*reason, "added after the norm"), f"choose one of {(*reason,)} or the other")
+    names = sorted((*reason, "added after the norm"))
+    expect(answer in names, f"choose one of {names}")
     expect(answer not in reason, reason.get(answer, ""))

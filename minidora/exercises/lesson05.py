@@ -1,9 +1,11 @@
 """Checkers of lesson 05, projection."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from .._boundary import Array
 from ..analysis import changes
 from ..decomposition import norms
 from ..projection import project
@@ -39,14 +41,20 @@ def angle_after(answer: Any) -> None:
     same(got, np.arctan(4 / 3), "think of the right triangle: legs c and rate * t")
 
 
-@checker
-def descend_held(answer: Any) -> None:
-    """A function (norm_grad) -> V after descent, its rows held at their lengths."""
-    exact, detached = (np.asarray(ask(answer, kind), float) for kind in ("exact", "detached"))
-    for V in (exact, detached):
-        expect(V.shape == (128, 64), f"return V, of shape (128, 64); got shape {V.shape}")
-    expect(not np.array_equal(exact, detached), "both gradients gave the same V; did V move?")
-    apart = np.abs(norms(exact, "per_output") / norms(detached, "per_output") - 1).max()
-    expect(apart < 1e-9, f"the rows' lengths differ by up to {apart:.0%}; they were to be held")
-    turn = changes(exact, detached, "per_output").dD
-    expect(turn < 0.01, f"the two V stand {turn:.2f} apart in ΔD; use the same steps and rate")
+def descend_held(start: Array) -> Callable[[Any], Any]:
+    """A checker of (norm_grad) -> V after each step from start, its rows held at their lengths."""
+
+    @checker
+    def check(answer: Any) -> None:
+        exact, detached = (np.asarray(ask(answer, kind), float) for kind in ("exact", "detached"))
+        for V in (exact, detached):
+            shape = (200, *start.shape)
+            expect(V.shape == shape, f"return V after each step, {shape}; got shape {V.shape}")
+        expect(not np.array_equal(exact, detached), "both gradients gave the same V; did V move?")
+        lengths = np.array([[norms(V, "per_output") for V in of] for of in (exact, detached)])
+        apart = np.abs(lengths / norms(start, "per_output") - 1).max()
+        expect(apart < 1e-9, f"off the lengths of the start by up to {apart:.0%}; hold each step")
+        turn = changes(exact[-1], detached[-1], "per_output").dD
+        expect(turn < 0.01, f"the two V stand {turn:.2f} apart in ΔD; use the same steps and rate")
+
+    return check
