@@ -29,9 +29,8 @@ def build(width=32, layers=2, seed=0):
 
 def batch(step, rank, size=16, length=8):
     """Letters, and each letter's successor: what the adapters have to learn."""
-    x = torch.randint(
-        10, (size, length), generator=torch.Generator().manual_seed(1000 * step + rank)
-    )
+    drawn = torch.Generator().manual_seed(1000 * step + rank)
+    x = torch.randint(10, (size, length), generator=drawn)
     return x, (x + 1) % 10
 
 
@@ -67,12 +66,13 @@ def main():
         optimizer.step()
         if (step + 1) % arguments.every == 0 or step + 1 == arguments.steps:
             save_adapter(arguments.folder / "adapter", model)
-            if rank == 0:
-                done.write_text(str(step + 1))
             total = loss.detach()
             dist.all_reduce(total)
             if rank == 0:
+                done.write_text(str(step + 1))
                 tqdm.write(f"step {step + 1}, loss {total / dist.get_world_size():.4f}")
+    del model  # DDP holds the group, whose end can wait for ever for a process that has gone
+    dist.barrier()
     dist.destroy_process_group()
 
 
