@@ -381,6 +381,8 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
         [
             "turn_mine = (W * W0).sum(1) / np.linalg.norm(W, axis=1) / np.linalg.norm(W0, axis=1)",
             "turn_mine = 1 - (W * W0).sum(1) / np.linalg.norm(W0, axis=1) ** 2",
+            "turn_mine = 1 - abs((W * W0).sum(1)) / np.linalg.norm(W, axis=1)"
+            " / np.linalg.norm(W0, axis=1)",
             "turn_mine = 1 - (W * W0).sum() / np.linalg.norm(W) / np.linalg.norm(W0)",
         ],
         [
