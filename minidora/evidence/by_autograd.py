@@ -140,12 +140,12 @@ def grouped_forward(
 ) -> Array:
     """y where the entries of each group share a magnitude; `norm` as in `dora_weight`."""
     V = W0 + lora_delta(A, B, scale)
-    W = _grouped(V, m, groups, eps, norm)[0]
+    W = grouped(V, m, groups, eps, norm)[0]
     return _affine(x, W0, W, bias, mask)
 
 
-def _grouped(
-    V: Array, m: Array, groups: Any, eps: float, norm: Array | None
+def grouped(
+    V: Array, m: Array, groups: Any, eps: float = 1e-12, norm: Array | None = None
 ) -> tuple[Array, Array]:
     """The weight whose groups have norms m, and the norms of V."""
     member = group_of(groups, V.shape).ravel() == np.arange(len(m))[:, None]  # (groups, entries)
@@ -162,7 +162,7 @@ def grouped_gradients(
     if norm_grad == "detached":
         V = inputs["W0"] + lora_delta(inputs["A"], inputs["B"], settings["scale"])
         eps = settings.get("eps", 1e-12)
-        settings["norm"] = _grouped(V, inputs["m"], settings["groups"], eps, None)[1]
+        settings["norm"] = grouped(V, inputs["m"], settings["groups"], eps, None)[1]
     return gradients(grouped_forward, dy, inputs, settings)
 
 
@@ -182,8 +182,8 @@ def bora_forward(
 ) -> Array:
     """y of columns normalised first and rows of the result then; `norm`: of both, as constants."""
     V = W0 + lora_delta(A, B, scale)
-    U = _grouped(V, m_in, "per_input", eps, norm[0])[0]
-    W = _grouped(U, m_out, "per_output", eps, norm[1])[0]
+    U = grouped(V, m_in, "per_input", eps, norm[0])[0]
+    W = grouped(U, m_out, "per_output", eps, norm[1])[0]
     return _affine(x, W0, W, bias, mask)
 
 
@@ -194,8 +194,8 @@ def bora_gradients(
     if norm_grad == "detached":
         V = inputs["W0"] + lora_delta(inputs["A"], inputs["B"], settings["scale"])
         eps = settings.get("eps", 1e-12)
-        U, inner = _grouped(V, inputs["m_in"], "per_input", eps, None)
-        outer = _grouped(U, inputs["m_out"], "per_output", eps, None)[1]
+        U, inner = grouped(V, inputs["m_in"], "per_input", eps, None)
+        outer = grouped(U, inputs["m_out"], "per_output", eps, None)[1]
         settings = {**settings, "norm": (inner, outer)}
     return gradients(bora_forward, dy, inputs, settings)
 

@@ -89,10 +89,9 @@ def linear(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
 
 def scaled(V: Array, m: Array, groups: Any, norm_grad: str) -> Array:
     """V with each group's norm replaced by its m."""
-    member = by_autograd.group_of(groups, V.shape).ravel() == np.arange(len(m))[:, None]
-    c = np.sqrt(np.dot(member.astype(float), V.ravel() ** 2) + 1e-24)
-    c = constant(c) if norm_grad == "detached" else c
-    return np.dot(m / c, member.astype(float)).reshape(V.shape) * V
+    detached = norm_grad == "detached"
+    c = constant(by_autograd.grouped(V, m, groups)[1]) if detached else None
+    return by_autograd.grouped(V, m, groups, norm=c)[0]
 
 
 def dropped(seed: int, shape: tuple[int, ...], rate: float) -> Array:
