@@ -9,10 +9,10 @@ from ..evidence.gradcheck import Difference
 from .adapter import described, made
 from .compare import as_array, judged
 from .diagnosis import diagnose
-from .files import KitCase, load
+from .files import KitCase, left_out, load
 from .optimizer import update
-from .outcomes import CaseResult, Report, Variant, ranked
 from .protocol import ANSWERS, ARRAYS, Alternatives, Request, check_alternatives, numpy_dtype
+from .report import CaseResult, Report, Variant, ranked
 
 SETTINGS = ("alpha", "strength", "stride", "padding")
 
@@ -25,8 +25,8 @@ def run(
 ) -> Report:
     """Put the cases (all of the kit by default) to an Implementation; returns a Report.
 
-    each: called with every CaseResult as it comes. Whatever the implementation raises is a failure
-    of that case. Raises ValueError for alternatives that SPEC.md does not know, and for case files
+    each: called with every CaseResult as it comes; words that it returns end the run, and why.
+    Whatever the implementation raises is a failure of that case. Raises ValueError for alternatives that SPEC.md does not know, and for case files
     that were changed.
     """
     implementation = made(implementation)
@@ -34,12 +34,12 @@ def run(
     about = described(implementation)
     chosen = check_alternatives(about["alternatives"])
     report = Report(cases[0].kit if cases else "", about["name"], about["version"], chosen)
-    for case in cases:
-        for variant in variants(case, chosen):
-            result = answered(implementation, variant, chosen)
-            report.results.append(result)
-            if each:
-                each(result)
+    report.selection = bool(left_out(cases))
+    for variant in (v for case in cases for v in variants(case, chosen)):
+        report.results.append(answered(implementation, variant, chosen))
+        if each and (why := each(report.results[-1])):
+            report.stopped = str(why)
+            break
     return ranked(report)
 
 
