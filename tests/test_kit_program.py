@@ -15,8 +15,9 @@ from kit_port import Port
 from minidora.__main__ import main
 from minidora.kit import Program, load, run
 from minidora.kit.adapter import load_adapter
+from minidora.kit.formats import as_json, markdown
 from minidora.kit.program import Failed
-from minidora.kit.report import as_json, markdown, text
+from minidora.kit.report import text
 from minidora.kit.results import Results
 from minidora.kit.serve import answer
 

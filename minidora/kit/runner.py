@@ -26,8 +26,8 @@ def run(
     """Put the cases (all of the kit by default) to an Implementation; returns a Report.
 
     each: called with every CaseResult as it comes; words that it returns end the run, and why.
-    Whatever the implementation raises is a failure of that case. Raises ValueError for alternatives that SPEC.md does not know, and for case files
-    that were changed.
+    Whatever the implementation raises is a failure of that case. Raises ValueError for alternatives
+    that SPEC.md does not know, and for case files that were changed.
     """
     implementation = made(implementation)
     cases = load() if cases is None else list(cases)
@@ -37,8 +37,8 @@ def run(
     report.selection = bool(left_out(cases))
     for variant in (v for case in cases for v in variants(case, chosen)):
         report.results.append(answered(implementation, variant, chosen))
-        if each and (why := each(report.results[-1])):
-            report.stopped = str(why)
+        report.stopped = str((each and each(report.results[-1])) or "")
+        if report.stopped:
             break
     return ranked(report)
 
