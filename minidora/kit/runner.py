@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..evidence.gradcheck import Difference
-from .adapter import described, made
+from .protocol import described, made
 from .compare import as_array, judged
 from .diagnosis import diagnose
 from .files import KitCase, load
@@ -40,6 +40,9 @@ def run(
             report.results.append(result)
             if each:
                 each(result)
+            if getattr(implementation, "stopped", ""):
+                report.stopped = f"at {variant}, {implementation.stopped}"
+                return ranked(report)
     return ranked(report)
 
 
@@ -56,6 +59,7 @@ def variants(case: KitCase, chosen: Alternatives) -> Iterator[Variant]:
             yield Variant(case, dtype, norm_grad, alone and case.kind == "linear")
 
 
+@np.errstate(all="ignore")  # answers may be of any size
 def answered(implementation: Any, variant: Variant, chosen: Alternatives) -> CaseResult:
     """One variant put to the implementation."""
     missing = not_chosen(variant, chosen)
