@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from . import serve
 from .files import KitCase
-from .outcomes import CaseResult, Report
 from .program import Failed, Program
 from .protocol import VERSION
 from .runner import run

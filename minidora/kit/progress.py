@@ -5,7 +5,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from .outcomes import CaseResult
+from .report import CaseResult
 
 
 class Progress:
