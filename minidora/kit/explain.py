@@ -49,11 +49,7 @@ def case(chosen: KitCase) -> str:
     lines += arrays("input ", chosen.inputs)
     for name, value in chosen.expected.items():
         modes = value if isinstance(value, dict) else {"": value}
-        lines += (
-            arrays(f"expected {name} ", modes)
-            if "" not in modes
-            else arrays("expected ", {name: value})
-        )
+        lines += arrays(f"expected {name} ", modes) if "" not in modes else arrays("expected ", {name: value})
     return "\n".join(lines)
 
 

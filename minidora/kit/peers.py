@@ -11,6 +11,7 @@ from . import serve
 from .files import KitCase
 from .program import Failed, Program
 from .protocol import VERSION
+from .report import CaseResult, Report
 from .runner import run
 
 PEERS_EXTRA = 'pip install "minidora[peers]"'

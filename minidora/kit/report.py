@@ -171,13 +171,7 @@ class Report:
         gradients = any(d.name in ("dA", "A") for r in self.results for d in r.differences)
         if self.alternatives.get("norm_grad") and "backward" in self.unanswered and not gradients:
             return False
-        if (
-            heavy
-            or self.stopped
-            or self.unexpected
-            or strict
-            and (self.unanswered or self.not_asked)
-        ):
+        if heavy or self.stopped or self.unexpected or strict and (self.unanswered or self.not_asked):
             return False
         return self.count("pass") + self.count("xfail") > 0
 
@@ -241,9 +235,7 @@ def verdict(report: Report, *, strict: bool = False) -> list[str]:
     else:
         words = "conforms to" if passes else "does NOT conform to"
     less = " as far as it was asked" * bool(passes and not report.selection and report.not_asked)
-    counts = ", ".join(
-        f"{report.count(s)} {s}" for s in STATUSES if s != "xfail" or report.count(s)
-    )
+    counts = ", ".join(f"{report.count(s)} {s}" for s in STATUSES if s != "xfail" or report.count(s))
     cases = len({r.variant.case.name for r in report.results})
     counts += f" (variants of {cases} case{'s' * (cases > 1)})"
     chosen = ", ".join(f"{k} {'/'.join(v)}" for k, v in report.alternatives.items() if v)
@@ -276,8 +268,7 @@ def verdict(report: Report, *, strict: bool = False) -> list[str]:
 def _grouped(left: dict[str, str]) -> str:
     """Z2 Z3 (zero_vector), M1 (merge)."""
     return ", ".join(
-        f"{' '.join(c for c in left if left[c] == why)} ({why})"
-        for why in dict.fromkeys(left.values())
+        f"{' '.join(c for c in left if left[c] == why)} ({why})" for why in dict.fromkeys(left.values())
     )
 
 
@@ -300,9 +291,7 @@ def text(report: Report, *, strict: bool = False, everything: bool = False) -> s
 
 def coloured(text: str) -> str:
     """The same, what is wrong in red and the good news in green."""
-    text = re.sub(
-        r"\b(x?FAIL|does NOT \w+|NOT A\w+ED|UNEXPECTED PASS)\b", "\033[31m\\1\033[0m", text
-    )
+    text = re.sub(r"\b(x?FAIL|does NOT \w+|NOT A\w+ED|UNEXPECTED PASS)\b", "\033[31m\\1\033[0m", text)
     return re.sub(r"\b(conforms to|passes a selection)\b", "\033[32m\\1\033[0m", text)
 
 

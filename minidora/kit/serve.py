@@ -15,7 +15,9 @@ from typing import Any
 
 from .._command import install_advice
 from .compare import as_array
-from .protocol import ANSWERS, Request, described, load_adapter
+from .protocol import ANSWERS, Request, described, load_adapter, made
+
+PICKLED = "pickled "  # no module's name
 
 
 def command(target: Any) -> list[str]:
@@ -25,7 +27,7 @@ def command(target: Any) -> list[str]:
     """
     if not isinstance(target, str):
         try:
-            target = base64.b64encode(pickle.dumps(target)).decode()
+            target = PICKLED + base64.b64encode(pickle.dumps(target)).decode()
         except Exception as error:  # each type has its own
             expected = '"package.module:Adapter", or what can be pickled'
             raise ValueError(f"implementation: expected {expected}, got {error}") from None
@@ -75,7 +77,10 @@ def main(target: str) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what the port and its libraries read and print
     os.dup2(2, 1)  # is not the kit's, though it were printed in C
     try:
-        adapter = load_adapter(target) if ":" in target else pickle.loads(base64.b64decode(target))
+        if target.startswith(PICKLED):
+            adapter = made(pickle.loads(base64.b64decode(target.removeprefix(PICKLED))))
+        else:
+            adapter = load_adapter(target)
         described(adapter)
     except Exception as error:  # whatever a port's module raises, one line of it
         advice = install_advice(error) if isinstance(error, ModuleNotFoundError) else ""
