@@ -14,10 +14,11 @@ from .. import _command
 from .._files import write_whole
 from . import explain, formats, peers, report, serve
 from .files import FOLDER, KitCase, left_out, load
-from .program import Failed, Program
+from .program import IN_A_ROW, Failed, Program
+from .progress import Progress
 from .report import CaseResult, Report
 from .results import Results
-from .runner import run
+from .runner import run, variants
 from .selection import FILTERS, Expectation, expect, expectations, expected, selected
 
 
@@ -88,6 +89,8 @@ def add_arguments(kit: _command.Parser) -> None:
     put(running.add_mutually_exclusive_group(required=True), PORT)
     fast = "stop at the first failure that counts"
     running.add_argument("--fail-fast", action="store_true", help=fast)
+    on = f"also after {IN_A_ROW} time-outs in a row"
+    running.add_argument("--keep-going", action="store_true", help=on)
     purpose = "hold files of answers against the cases"
     verifying = add("verify", purpose, "answers/", verify_files, SELECTION, REPORT)
     of_answers = "with implementation.json and a file a case"
@@ -132,7 +135,11 @@ def port(arguments: Namespace) -> Iterator[Program]:
     named = arguments.impl or arguments.program
     command = serve.command(arguments.impl) if arguments.impl else arguments.program
     try:
-        program = Program(command, timeout=arguments.timeout)
+        program = Program(
+            command,
+            timeout=arguments.timeout,
+            keep_going=getattr(arguments, "keep_going", False),
+        )
     except Failed as failed:
         raise ValueError(f'{named}: "hello": {failed}') from None
     with program:
@@ -144,13 +151,15 @@ def run_port(arguments: Namespace) -> int:
     cases, lines = chosen_cases(arguments), prepared(arguments)
 
     def each(result: CaseResult) -> str:
-        if sys.stderr.isatty():
-            show_progress(result)
+        progress(result)
         counts = result.counts(strict=arguments.strict) and not expected(result, lines)
         return "at the first failure" if arguments.fail_fast and counts else ""
 
     with port(arguments) as program:
-        return conclude(run(program, cases, each=each), arguments, lines)
+        total = sum(1 for case in cases for _ in variants(case, program.alternatives))
+        with Progress(total) as progress:
+            found = run(program, cases, each=each)
+    return conclude(found, arguments, lines)
 
 
 def verify_files(arguments: Namespace) -> int:
@@ -188,11 +197,6 @@ def conclude(found: Report, arguments: Namespace, lines: list[Expectation]) -> i
     if arguments.junit:
         write_whole(arguments.junit, formats.as_junit(found, **strict).encode())
     return 0 if found.passes(**strict) else 1
-
-
-def show_progress(result: CaseResult) -> None:
-    """Say on a terminal which variant is done."""
-    print(f"\r{str(result.variant):60}", end="\r", file=sys.stderr, flush=True)
 
 
 def again(arguments: Namespace, case: str, dtypes: list[str]) -> str:
