@@ -14,7 +14,7 @@ from .optimizer import update
 from .outcomes import CaseResult, Report, Variant, ranked
 from .protocol import ANSWERS, ARRAYS, Alternatives, Request, check_alternatives, numpy_dtype
 
-SETTINGS = ("alpha", "strength", "stride", "padding")
+SETTINGS = ("alpha", "strength", "stride", "padding", "slices", "ranks")
 
 
 def run(
