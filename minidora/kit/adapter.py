@@ -9,14 +9,16 @@ from .protocol import check_alternatives
 
 
 def load_adapter(target: str) -> Any:
-    """The object that "package.module:Adapter" names; a class is called without arguments.
+    """The object that "package.module:Adapter" or "folder/file.py:Adapter" names; a class is called.
 
-    The current folder comes first in the search, as with `python -m`.
+    The current folder, or the file's, comes first in the search, as with `python -m`.
     """
     module_name, _, name = target.partition(":")
     if not module_name or not name:
         raise ValueError(f"--impl: expected package.module:Adapter, got {target!r}")
     here = str(Path.cwd())
+    if module_name.endswith(".py"):
+        here, module_name = str(Path(module_name).parent.absolute()), Path(module_name).stem
     if here not in sys.path:
         sys.path.insert(0, here)
     implementation = importlib.import_module(module_name)

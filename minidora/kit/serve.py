@@ -16,10 +16,13 @@ from .compare import as_array
 from .protocol import ANSWERS, Request
 
 
-def command(target: str) -> list[str]:
-    """The words that start the process for an implementation, "package.module:Adapter"."""
+def command(target: str, python: str = sys.executable) -> list[str]:
+    """The words that start the process for an implementation, "package.module:Adapter".
+
+    python: the interpreter of the environment that has it, and minidora.
+    """
     code = f"import sys; from {__name__} import main; main(sys.argv[1])"
-    return [sys.executable, "-c", code, target]
+    return [python, "-c", code, target]
 
 
 def answer(adapter: Any, question: dict) -> dict:
