@@ -10,7 +10,7 @@ from kit_port import Port
 
 from minidora.__main__ import main
 from minidora.kit import load, peers, run
-from minidora.kit.adapter import load_adapter
+from minidora.kit.protocol import load_adapter
 
 CLAUSE_ORDER = [f"{letter}{i}" for letter in "DFBMGISPZTQLEC" for i in range(1, 7)]
 SPEC = (Path(peers.__file__).parent / "SPEC.md").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from . import serve
 from .files import KitCase
-from .outcomes import CaseResult, Report
 from .program import Failed, Program
 from .protocol import VERSION
+from .report import CaseResult, Report
 from .runner import run
 
 PORTS = Path(__file__).parents[2] / "tests" / "ports"
