@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import _command
 from .._files import write_whole
-from . import explain, peers, report, serve
+from . import explain, formats, peers, report, serve
 from .files import FOLDER, KitCase, left_out, load
 from .program import IN_A_ROW, Failed, Program
 from .progress import Progress
@@ -194,26 +194,21 @@ def conclude(found: Report, arguments: Namespace, lines: list[Expectation]) -> i
     if failed and "impl" in arguments:
         print(f"look closer: {again(arguments, failed[0].case.name, [failed[0].dtype])}")
     if arguments.json:
-        write_whole(arguments.json, report.as_json(found, **strict).encode())
+        write_whole(arguments.json, formats.as_json(found, **strict).encode())
     if arguments.markdown:
-        page = report.markdown(found, **strict, everything=everything)
+        page = formats.markdown(found, **strict, everything=everything)
         write_whole(arguments.markdown, page.encode())
     if arguments.junit:
-        from .junit import as_junit  # needs junitparser
-
-        write_whole(arguments.junit, as_junit(found, **strict).encode())
+        write_whole(arguments.junit, formats.as_junit(found, **strict).encode())
     return 0 if found.passes(**strict) else 1
 
 
 def again(arguments: Namespace, case: str, dtypes: list[str]) -> str:
     """The command line that shows a case and what the implementation answers."""
     name = "impl" if arguments.impl else "program"
-    words = [
-        f"--{name}",
-        getattr(arguments, name),
-        *(["--dtype", ",".join(dtypes)] if dtypes else []),
-    ]
-    return shlex.join(["minidora", "kit", "show", case, *words])
+    only = ["--dtype", ",".join(dtypes)] if dtypes else []
+    port = [f"--{name}", getattr(arguments, name)]
+    return shlex.join(["minidora", "kit", "show", case, *only, *port])
 
 
 def list_cases(arguments: Namespace) -> int:

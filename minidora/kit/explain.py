@@ -25,11 +25,12 @@ def clause(key: str, cases: Iterable[KitCase]) -> str:
         raise ValueError(f"CLAUSE: expected one of {', '.join(CLAUSES)}, got {key!r}")
     spec = SPEC.read_text(encoding="utf-8").splitlines()
     (text,) = [line[2:] for line in spec if line.startswith(f"- **{key}** ")]
-    mistakes = [f"  {m.name} ({m.source})" for m in MISTAKES if key in m.clauses]
+    mistakes = [m for m in MISTAKES if key in m.clauses]
+    named = [f"  {m.name}{f' ({m.source})' if m.source else ''}" for m in mistakes]
     names = " ".join(case.name for case in cases if key in case.clauses) or "none"
     asking = textwrap.fill(names, 98, initial_indent="  ", subsequent_indent="  ")
     lines = [textwrap.fill(text, 100), "", f"source: {CLAUSES[key].source}"]
-    lines += ["mistakes that break it:", *mistakes] if mistakes else []
+    lines += ["mistakes that break it:", *named] if named else []
     return "\n".join([*lines, "cases:", asking])
 
 
@@ -49,7 +50,7 @@ def case(chosen: KitCase) -> str:
     lines += arrays("input ", chosen.inputs)
     for name, value in chosen.expected.items():
         modes = value if isinstance(value, dict) else {"": value}
-        lines += arrays(f"expected {name} ", modes) if "" not in modes else arrays("expected ", {name: value})
+        lines += arrays("expected ", {f"{name} {mode}".strip(): modes[mode] for mode in modes})
     return "\n".join(lines)
 
 
@@ -71,7 +72,7 @@ class Recorder:
 
     def __init__(self, implementation: Any) -> None:
         self._implementation = implementation
-        self.log: list[tuple[Request, Mapping[str, Any]]] = []
+        self.log: list[tuple[Request, dict[str, Any]]] = []
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._implementation, name)
@@ -82,7 +83,7 @@ class Recorder:
             self.log.append((deepcopy(request), {}))
             answer = value(request)
             given = answer if isinstance(answer, dict) else {ANSWERS.get(name, name): answer}
-            self.log[-1] = (self.log[-1][0], given)
+            self.log[-1][1].update((n, array) for n, array in given.items() if n != "id")
             return answer
 
         return asked

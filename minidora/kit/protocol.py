@@ -33,6 +33,9 @@ ALTERNATIVES: Alternatives = {
 DEFAULTS = {"norm_axis": "per_output", "layout": "out_in", "dtype": "float64"}
 """Taken where an implementation says nothing."""
 
+NONE_OF_IT = ("norm_axis", "dropout", "scaling")
+"""Settings that may be empty: no linear layers, no dropout, the scale itself in place of alpha."""
+
 ANSWERS = {"init_magnitude": "m", "forward": "y", "merge": "W"}
 """The one output that an operation gives; backward gives a gradient for each array."""
 
@@ -144,7 +147,7 @@ def check_alternatives(chosen: Any) -> Alternatives:
             raise ValueError(
                 f"alternatives: expected names from {list(ALTERNATIVES)}, got {name!r}"
             )
-        none_of_it = name == "norm_axis" and isinstance(value, list | tuple)  # no linear layers
+        none_of_it = name in NONE_OF_IT and isinstance(value, list | tuple)
         if not isinstance(values, list | tuple) or not (values or none_of_it):
             raise ValueError(
                 f"alternatives[{name!r}]: expected a name or a list of names, got {value!r}"
