@@ -261,7 +261,7 @@ LAYERS = {
 @pytest.mark.parametrize("target", LAYERS)
 def test_minidoras_own_layers_pass(cases, target):
     pytest.importorskip(LAYERS[target], reason="needs PyTorch")
-    from minidora.kit.adapter import load_adapter
+    from minidora.kit.protocol import load_adapter
 
     report = run(load_adapter(f"minidora.kit.adapters.{target}"), cases)
     assert failures(report) == [] and report.conforms()

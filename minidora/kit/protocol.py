@@ -3,7 +3,10 @@
 SPEC.md, part 2, is this module in words.
 """
 
+import importlib
+import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +38,9 @@ ALTERNATIVES: Alternatives = {
 
 DEFAULTS = {"norm_axis": "per_output", "layout": "out_in", "dtype": "float64"}
 """Taken where an implementation says nothing."""
+
+NONE_OF_IT = ("norm_axis", "dropout", "scaling")
+"""Settings that may be empty: no linear layers, no dropout, the scale itself in place of alpha."""
 
 ANSWERS = {"init_magnitude": "m", "forward": "y", "merge": "W"}
 """The one output that an operation gives; backward gives a gradient for each array."""
@@ -158,7 +164,7 @@ def check_alternatives(chosen: Any) -> Alternatives:
             raise ValueError(
                 f"alternatives: expected names from {list(ALTERNATIVES)}, got {name!r}"
             )
-        none_of_it = name == "norm_axis" and isinstance(value, list | tuple)  # no linear layers
+        none_of_it = name in NONE_OF_IT and isinstance(value, list | tuple)
         if not isinstance(values, list | tuple) or not (values or none_of_it):
             raise ValueError(
                 f"alternatives[{name!r}]: expected a name or a list of names, got {value!r}"
@@ -169,3 +175,52 @@ def check_alternatives(chosen: Any) -> Alternatives:
             raise ValueError(f"alternatives[{name!r}]: expected {expected}, got {unknown[0]!r}")
         checked[name] = tuple(values)
     return checked
+
+
+def escaped(text: Any, length: int = 300) -> str:
+    r"""What an implementation says, on one line of `length` characters at most.
+
+    What a terminal or a table would act on and not show is spelt out.
+
+    >>> print(escaped("a\x1b[2J\nb"))
+    a\x1b[2J\nb
+    """
+    start = str(text)[: length + 1]
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in start)
+    return shown if len(shown) <= length else f"{shown[: length - 3]}..."
+
+
+def load_adapter(target: str) -> Any:
+    """The object that "package.module:Adapter" or "file.py:Adapter" names; a class is called.
+
+    The current folder, or the file's, comes first in the search, as with `python -m`.
+    """
+    module_name, _, name = target.partition(":")
+    if not module_name or not name:
+        raise ValueError(f"--impl: expected package.module:Adapter, got {target!r}")
+    here = str(Path.cwd())
+    if module_name.endswith(".py"):
+        here, module_name = str(Path(module_name).parent.absolute()), Path(module_name).stem
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    implementation = importlib.import_module(module_name)
+    for part in name.split("."):
+        if not hasattr(implementation, part):
+            raise ValueError(f"--impl: expected a name in {module_name}, got {name!r}")
+        implementation = getattr(implementation, part)
+    return made(implementation)
+
+
+def made(implementation: Any) -> Any:
+    """An implementation; a class is called without arguments."""
+    return implementation() if isinstance(implementation, type) else implementation
+
+
+def described(adapter: Any) -> dict:
+    """{"name", "version", "alternatives"} of an adapter, checked."""
+    alternatives = check_alternatives(getattr(adapter, "alternatives", None))
+    return {
+        "name": escaped(getattr(adapter, "name", type(adapter).__name__), 100),
+        "version": escaped(getattr(adapter, "version", "unknown"), 100),
+        "alternatives": {name: list(values) for name, values in alternatives.items()},
+    }

@@ -6,13 +6,21 @@ from typing import Any
 import numpy as np
 
 from ..evidence.gradcheck import Difference
-from .adapter import described, made
 from .compare import as_array, judged
 from .diagnosis import diagnose
-from .files import KitCase, load
+from .files import KitCase, left_out, load
 from .optimizer import update
-from .outcomes import CaseResult, Report, Variant, ranked
-from .protocol import ANSWERS, ARRAYS, Alternatives, Request, check_alternatives, numpy_dtype
+from .protocol import (
+    ANSWERS,
+    ARRAYS,
+    Alternatives,
+    Request,
+    check_alternatives,
+    described,
+    made,
+    numpy_dtype,
+)
+from .report import CaseResult, Report, Variant, ranked
 
 SETTINGS = ("alpha", "strength", "stride", "padding", "slices", "ranks")
 
@@ -25,21 +33,23 @@ def run(
 ) -> Report:
     """Put the cases (all of the kit by default) to an Implementation; returns a Report.
 
-    each: called with every CaseResult as it comes. Whatever the implementation raises is a failure
-    of that case. Raises ValueError for alternatives that SPEC.md does not know, and for case files
-    that were changed.
+    each: called with every CaseResult as it comes; words that it returns end the run, and say
+    why. Whatever the implementation raises is a failure of that case. Raises ValueError for
+    alternatives that SPEC.md does not know, and for case files that were changed.
     """
     implementation = made(implementation)
     cases = load() if cases is None else list(cases)
     about = described(implementation)
     chosen = check_alternatives(about["alternatives"])
     report = Report(cases[0].kit if cases else "", about["name"], about["version"], chosen)
-    for case in cases:
-        for variant in variants(case, chosen):
-            result = answered(implementation, variant, chosen)
-            report.results.append(result)
-            if each:
-                each(result)
+    report.selection = bool(left_out(cases))
+    for variant in (v for case in cases for v in variants(case, chosen)):
+        result = answered(implementation, variant, chosen)
+        report.results.append(result)
+        why = each(result) if each else None
+        report.stopped = str(why or getattr(implementation, "stopped", ""))
+        if report.stopped:
+            break
     return ranked(report)
 
 
@@ -56,6 +66,7 @@ def variants(case: KitCase, chosen: Alternatives) -> Iterator[Variant]:
             yield Variant(case, dtype, norm_grad, alone and case.kind == "linear")
 
 
+@np.errstate(all="ignore")  # answers may be of any size
 def answered(implementation: Any, variant: Variant, chosen: Alternatives) -> CaseResult:
     """One variant put to the implementation."""
     missing = not_chosen(variant, chosen)
