@@ -173,7 +173,7 @@ def cancelling(axis: str) -> list[KitCase]:
     return [
         case("cancels", "D6", cancelled, (None, None), "must"),
         case("nearly_cancels", "D5", nearly, (1e-8, 1e-3)),
-        case("cancels_closely", "D5", closely, (1e-11, 2e-3), **NEW),
+        case("cancels_closely", "D5", closely, (3e-12, 2e-3), **NEW),
     ]
 
 

@@ -131,6 +131,15 @@ def numpy_dtype(dtype: str, name: str) -> np.dtype:
     return np.dtype(dtype)
 
 
+def in_dtype(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """A copy of the array `name`, rounded as a request in that dtype has it."""
+    copy = np.array(array, numpy_dtype(dtype, name))
+    if dtype == "bfloat16" and name not in ("m", "m2", "tokens"):
+        fraction, exponent = np.frexp(copy)
+        copy = np.ldexp(np.rint(fraction * 256) / 256, exponent)  # 8 binary digits
+    return copy
+
+
 class Implementation(Protocol):
     """A DoRA layer as the kit sees it. A method that is missing is skipped, by name.
 
