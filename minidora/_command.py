@@ -15,7 +15,7 @@ EXTRAS = {
     "lessons": ("autograd", "matplotlib", "scipy", "sklearn"),
     "kit": ("junitparser",),
     "test": ("mpmath", "peft"),
-    "peers": ("lycoris", "mlx", "mlx_lm", "torchao", "torchtune"),
+    "peers": ("jax", "lycoris", "mlx", "mlx_lm", "torchao", "torchtune"),
 }
 LONGEST_WAIT = 1e6  # seconds; the clocks of some systems end at 4e6
 

@@ -111,6 +111,10 @@ def add_arguments(kit: _command.Parser) -> None:
     json = {"json": REPORT["json"]}
     comparing = add("peers", purpose, example, compare_peers, TIMEOUT, SELECTION, json)
     comparing.add_argument("--peer", default="", metavar="TEXT", help="those whose name has it")
+    interpreter = "peers with TEXT in their name run in another environment, by its interpreter"
+    comparing.add_argument(
+        "--python", action="append", default=[], metavar="TEXT=PATH", help=interpreter
+    )
     own = "default: the kit's own"
     generating = add("generate", "write the kit's cases anew", "--out cases/", generate_cases)
     generating.add_argument("--out", type=Path, metavar="FOLDER", default=FOLDER, help=own)
@@ -251,7 +255,9 @@ def compare_peers(arguments: Namespace) -> int:
     def announce(target: str) -> None:
         print(f"{target} ...", file=sys.stderr, flush=True)
 
-    rows = peers.measure(peers.peers_named(arguments.peer), cases, arguments.timeout, announce)
+    pythons = [peers.interpreter(text) for text in arguments.python]
+    chosen = peers.peers_named(arguments.peer)
+    rows = peers.measure(chosen, cases, arguments.timeout, announce, pythons)
     print(peers.matrix(rows, cases[0].kit))
     if arguments.json:
         write_whole(arguments.json, f"{peers.as_json(rows, cases[0].kit)}\n".encode())

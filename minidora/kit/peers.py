@@ -1,11 +1,13 @@
 """`minidora kit peers`: real implementations against every clause, as a matrix."""
 
 import datetime
-import importlib.util
 import json
 import platform
+import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import serve
 from .clauses import CLAUSES
@@ -15,60 +17,73 @@ from .protocol import VERSION
 from .report import Report
 from .runner import run
 
-PEERS_EXTRA = 'pip install "minidora[peers]"'
+PORTS = Path(__file__).parents[2] / "tests" / "ports"
+COMPILED = 'cc -std=c11 -O2 -o "$1" "$0" -lm && exec "$1"'
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One implementation: its adapter, the modules it needs, and how to install them."""
+    """One implementation: an adapter beside this file, or a port of the tests."""
 
     target: str
-    needs: tuple[str, ...] = ()
-    install: str = ""
+    needs: str = ""  # what no extra of minidora installs
 
-    @property
-    def installed(self) -> bool:
-        """Whether every module it needs can be found."""
-        return all(importlib.util.find_spec(name) is not None for name in self.needs)
+    def command(self, python: str, folder: str) -> list[str]:
+        """The words that start it; what has to be built first goes into the folder."""
+        port = PORTS / self.target
+        if port.suffix == ".mjs":
+            return ["node", str(port)]
+        if port.suffix == ".c":
+            return ["sh", "-c", COMPILED, str(port), f"{folder}/port"]
+        target = str(port) if ".py:" in self.target else f"minidora.kit.adapters.{self.target}"
+        return serve.command(target, python)
 
 
-TORCH, PEFT = 'pip install "minidora[torch]"', "pip install peft"
+OWN = "`pip install minidora adapters` in an environment of its own, --python adapterhub=ITS_PYTHON"
 PEERS = (
     Peer("numpy_layers:Textbook"),
     Peer("numpy_layers:Factored"),
-    Peer("pytorch_layers:Function", ("torch",), TORCH),
-    Peer("pytorch_layers:Module", ("torch",), TORCH),
-    Peer("peft_layers:Linear", ("peft",), PEFT),
-    Peer("peft_layers:Conv1D", ("peft", "transformers"), PEFT),
-    Peer("peft_layers:Embedding", ("peft",), PEFT),
-    Peer("peft_layers:Conv2d", ("peft",), PEFT),
-    Peer("torchtune_layers:Linear", ("torchtune", "torchao"), PEERS_EXTRA),
-    Peer("lycoris_layers:LoCon", ("lycoris",), PEERS_EXTRA),
-    Peer("mlx_layers:Linear", ("mlx_lm", "mlx"), PEERS_EXTRA),
-    Peer("mlx_layers:Embedding", ("mlx_lm", "mlx"), PEERS_EXTRA),
+    Peer("pytorch_layers:Function"),
+    Peer("pytorch_layers:Module"),
+    Peer("peft_layers:Linear"),
+    Peer("peft_layers:Conv1D"),
+    Peer("peft_layers:Embedding"),
+    Peer("peft_layers:Conv2d"),
+    Peer("torchtune_layers:Linear"),
+    Peer("lycoris_layers:LoCon"),
+    Peer("mlx_layers:Linear"),
+    Peer("mlx_layers:Embedding"),
+    Peer("adapterhub_layers:Linear", OWN),
+    Peer("dora.mjs", "a checkout of minidora, and Node.js"),
+    Peer("dora.c", "a checkout of minidora, and a C compiler"),
+    Peer("dora_jax.py:Layer", "a checkout of minidora"),
 )
 
 
 def measure(
-    peers: Iterable[Peer], cases: list[KitCase], timeout: float, each: Callable[[str], object]
+    peers: Iterable[Peer],
+    cases: list[KitCase],
+    timeout: float,
+    each: Callable[[str], object],
+    pythons: Iterable[tuple[str, str]] = (),
 ) -> list[Report]:
     """A report of every peer, each run in a process of its own; what does not run is `missing`.
 
-    each: called with a peer's name before it runs.
+    each: called with a peer's name before it runs; pythons: (part of a name, the interpreter of
+    the environment that has those peers), where it is not this one.
     """
     reports = []
     for peer in peers:
-        report = Report(VERSION, peer.target, "", {})
-        if not peer.installed:
-            report.missing = f"not installed: {peer.install}"
-        else:
-            each(peer.target)
-            served = serve.command(f"minidora.kit.adapters.{peer.target}")
+        each(peer.target)
+        own = [python for part, python in pythons if part in peer.target]
+        with tempfile.TemporaryDirectory() as folder:
+            command = peer.command(own[-1] if own else sys.executable, folder)
             try:
-                with Program(served, timeout=timeout) as program:
+                with Program(command, timeout=timeout) as program:
                     report = run(program, cases)
             except Failed as failed:
-                report.missing = f"does not run here: {failed}"
+                needs = f" (needs {peer.needs})" if peer.needs else ""
+                report = Report(VERSION, peer.target, "", {}, missing=f"does not run: {failed}{needs}")
         reports.append(report)
     return reports
 
@@ -130,3 +145,11 @@ def peers_named(part: str) -> list[Peer]:
         expected = ", ".join(peer.target for peer in PEERS)
         raise ValueError(f"--peer: expected part of {expected}, got {part!r}")
     return named
+
+
+def interpreter(text: str) -> tuple[str, str]:
+    """TEXT=PATH as part of a peer's name and an interpreter; ValueError for anything else."""
+    part, _, path = text.partition("=")
+    if not (part and path and any(part in peer.target for peer in PEERS)):
+        raise ValueError(f"--python: expected part of a peer's name, =, and a path, got {text!r}")
+    return part, path

@@ -48,6 +48,18 @@ def gradients(y: torch.Tensor, dy: ArrayLike, **leaves: torch.Tensor) -> dict:
     return {f"d{name}": plain(g) for name, g in zip(leaves, grads, strict=True)}
 
 
+class Masked(nn.Module):
+    """Dropout whose mask is given."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the mask leaves of x."""
+        return x * self.mask
+
+
 class AnyModule:
     """One module for each case, whose parameters are overwritten: a stale norm would show."""
 

@@ -6,7 +6,7 @@ from peft import LoraConfig
 from peft.tuners.lora import layer as lora
 
 from ..protocol import Request
-from .any_module import AnyModule, alpha_of, tensor
+from .any_module import AnyModule, Masked, alpha_of, tensor
 
 
 class Linear(AnyModule):
@@ -95,15 +95,3 @@ class Conv2d(Linear):
         "convolution": "per_output",
         "dtype": ("float64", "float32", "bfloat16", "float16"),
     }
-
-
-class Masked(torch.nn.Module):
-    """Dropout whose mask is given."""
-
-    def __init__(self, mask: torch.Tensor) -> None:
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the mask leaves of x."""
-        return x * self.mask

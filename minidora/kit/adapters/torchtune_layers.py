@@ -5,8 +5,7 @@ import torchtune
 from torchtune.modules.peft import DoRALinear
 
 from ..protocol import Request
-from .any_module import AnyModule, alpha_of
-from .peft_layers import Masked
+from .any_module import AnyModule, Masked, alpha_of, tensor
 
 
 class Linear(AnyModule):
@@ -32,5 +31,5 @@ class Linear(AnyModule):
             module.weight.copy_(base.weight)
         module.initialize_dora_magnitude()
         if r.mask is not None:
-            module.dropout = Masked(torch.tensor(r.mask, dtype=getattr(torch, r.dtype)))
+            module.dropout = Masked(tensor(r.mask, r.dtype))
         return module
