@@ -17,8 +17,8 @@ from .protocol import (
     Request,
     check_alternatives,
     described,
-    made,
     in_dtype,
+    made,
 )
 from .report import CaseResult, Report, Variant, ranked
 
