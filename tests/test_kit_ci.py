@@ -24,6 +24,7 @@ FULL = {
     "zero_vector": "unit",
     "scaling": "alpha_over_r",
 }
+LINEAR = {key for key in CLAUSES if CLAUSES[key].level in ("must", "alternatives")}
 GRADIENTS = {"G1", "G2", "G3", "G4", "G5", "G6", "P2", "T1", "T2"}
 
 
@@ -116,6 +117,8 @@ def run_line(*line):
         (ported(without=("merge",)), {"M1": "merge"}, {"Q1"}),
         (ported(without=("init_magnitude",)), {"I1": "init_magnitude"}, {"Q1"}),
         (ported(dropout=[], scaling=()), {}, {"P1", "P2", "S2", "Q1"}),
+        (ported(dtype="float16"), {"D6": "dtype"}, set()),  # another dtype is no excuse
+        (ported(norm_axis=[], embedding="per_token"), {}, LINEAR),
         (ported(norm_axis="per_input"), {}, {"S2", "Q1"}),  # the cases of S2 are per_output
     ],
 )
