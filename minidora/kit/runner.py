@@ -18,11 +18,11 @@ from .protocol import (
     check_alternatives,
     described,
     made,
-    numpy_dtype,
+    in_dtype,
 )
 from .report import CaseResult, Report, Variant, ranked
 
-SETTINGS = ("alpha", "strength", "stride", "padding")
+SETTINGS = ("alpha", "strength", "stride", "padding", "slices", "ranks")
 
 
 def run(
@@ -84,8 +84,8 @@ def answered(implementation: Any, variant: Variant, chosen: Alternatives) -> Cas
     return CaseResult(
         differences,
         variant=variant,
-        skipped=tuple(talk.skipped),
-        errors=tuple(talk.errors),
+        skipped=tuple(dict.fromkeys(talk.skipped)),
+        errors=tuple(dict.fromkeys(talk.errors)),
         diagnoses=tuple(names),
         unanswered=tuple(dict.fromkeys(talk.unanswered)),
     )
@@ -118,9 +118,7 @@ class _Talk:
         case, dtype = self.case, self.variant.dtype
         named = {k: v for k, v in case.requires.items() if k not in ("strength", "dtype")}
         settings = {n: case.settings[n] for n in SETTINGS if n in case.settings}
-        arrays = {
-            n: np.array(a, numpy_dtype(dtype, n)) for n, a in self.inputs.items() if n in ARRAYS
-        }
+        arrays = {n: in_dtype(a, dtype, n) for n, a in self.inputs.items() if n in ARRAYS}
         if self.variant.turned:
             named["layout"], arrays["W0"] = "in_out", np.ascontiguousarray(arrays["W0"].T)
         about: dict[str, Any] = {"dtype": dtype, "norm_grad": self.variant.norm_grad}
@@ -198,6 +196,7 @@ class _Talk:
         after: dict[str, list] = {name: [] for name in "ABm"}
         state: dict[str, dict] = {name: {} for name in "ABm"}
         target = self.case.inputs["target"]
+        self.ask("merge")  # a weight that is kept from now on will be wrong below
         for step in (1, 2):
             y = self.ask("forward")
             try:
