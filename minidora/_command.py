@@ -1,6 +1,7 @@
 """What the parts of the command line share: parsers with one style of errors, types of options."""
 
 import argparse
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ EXTRAS = {
     "train": ("tqdm", "safetensors"),
     "torch": ("torch",),
     "lessons": ("autograd", "matplotlib", "scipy", "sklearn"),
+    "kit": ("junitparser",),
     "test": ("mpmath", "peft"),
     "peers": ("jax", "lycoris", "mlx", "mlx_lm", "torchao", "torchtune"),
 }
@@ -101,4 +103,6 @@ def new_file(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {text!r}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"expected a file that may be written, got {text!r}")
     return path

@@ -12,8 +12,8 @@ from .clauses import CLAUSES
 from .compare import as_array
 from .files import FOLDER, KitCase
 from .mistakes import MISTAKES
-from .protocol import ANSWERS, Request
-from .report import CaseResult, Report, printable
+from .protocol import ANSWERS, Request, escaped
+from .report import CaseResult, Report
 from .runner import run
 
 SPEC = FOLDER.parent / "SPEC.md"
@@ -60,7 +60,7 @@ def arrays(kind: str, values: Mapping[str, Any]) -> list[str]:
     for name, value in values.items():
         array = as_array(value)
         if array is None:
-            lines.append(f"{kind}{name}: {printable(repr(value))[:200]}")
+            lines.append(f"{kind}{name}: {escaped(repr(value), 200)}")
         else:
             numbers = np.array2string(array, separator=", ", threshold=300, floatmode="unique")
             lines.append(f"{kind}{name} {array.shape}:\n{textwrap.indent(numbers, '  ')}")
@@ -94,7 +94,7 @@ def answered(implementation: Any, chosen: KitCase) -> tuple[Report, str, str]:
     recorder, lines = Recorder(implementation), []
 
     def note(result: CaseResult) -> None:
-        lines.append(f"{result.variant}: {result.status} {printable(result.note)}")
+        lines.append(f"{result.variant}: {result.status} {result.note}")
         for request, answer in recorder.log[len(questions) :]:
             questions.append(json.dumps({"id": len(questions) + 1, **request.as_json()}))
             lines.extend(arrays(f"{request.op}: ", answer) or [f"{request.op}: no answer"])

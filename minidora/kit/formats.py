@@ -5,7 +5,11 @@ from typing import Any
 
 from ..evidence.gradcheck import Difference
 from .compare import ulps
-from .report import HEAD, STATUSES, Report, printable, table, verdict
+from .report import HEAD, STATUSES, Report, table, verdict
+
+ABOUT = """kit name version alternatives selection stopped unexpected
+diagnoses not_asked not_offered unanswered""".split()
+"""What JSON has of a report as it is."""
 
 
 def markdown(report: Report, *, strict: bool = False, everything: bool = False) -> str:
@@ -19,51 +23,27 @@ def markdown(report: Report, *, strict: bool = False, everything: bool = False) 
 
 def as_json(report: Report, *, strict: bool = False) -> str:
     """The same as JSON, every variant and every output's figures included; infinity is null."""
-    results = [
-        {
-            "case": r.variant.case.name,
-            "clauses": r.variant.case.clauses,
-            "level": r.variant.case.level,
-            "flags": r.variant.case.flags,
-            "dtype": r.variant.dtype,
-            "norm_grad": r.variant.norm_grad,
-            "status": r.status,
-            "outputs": [_output(d, r.variant.dtype) for d in r.differences],
-            "diagnoses": r.diagnoses,
-            "errors": r.errors,
-            "skipped": r.skipped,
-        }
-        for r in report.results
-    ]
-    return json.dumps(
-        {
-            "kit": report.kit,
-            "name": report.name,
-            "version": report.version,
-            "alternatives": report.alternatives,
-            "strict": strict,
-            "selection": report.selection,
-            "passes": report.passes(strict=strict),
-            "conforms": report.conforms(strict=strict),
-            "counts": {status: report.count(status) for status in STATUSES},
-            "diagnoses": report.diagnoses,
-            "not_asked": report.not_asked,
-            "not_offered": report.not_offered,
-            "unanswered": report.unanswered,
-            "unexpected_passes": report.unexpected,
-            "clauses": {c: "fail" if failed else "pass" for c, failed in report.clauses.items()},
-            "results": results,
-        },
-        indent=1,
-    )
+    about = {name: getattr(report, name) for name in ABOUT} | {
+        "strict": strict,
+        "passes": report.passes(strict=strict),
+        "conforms": report.conforms(strict=strict),
+        "counts": {status: report.count(status) for status in STATUSES},
+        "clauses": {c: "fail" if failed else "pass" for c, failed in report.clauses.items()},
+    }
+    results = []
+    for result in report.results:
+        case, variant = result.variant.case, result.variant
+        of_case = {"case": case.name} | {n: getattr(case, n) for n in ("clauses", "level", "flags")}
+        of_result = {n: getattr(result, n) for n in ("status", "diagnoses", "errors", "skipped")}
+        outputs = [_output(d, variant.dtype) for d in result.differences]
+        of_case |= {"dtype": variant.dtype, "norm_grad": variant.norm_grad, "outputs": outputs}
+        results.append(of_case | of_result)
+    return json.dumps(about | {"results": results}, indent=1)
 
 
 def _output(difference: Difference, dtype: str) -> dict:
-    measured = {
-        "error": difference.max_rel,
-        "ulps": ulps(difference, dtype),
-        "tolerance": difference.tolerance,
-    }
+    tolerance, error = difference.tolerance, difference.max_rel
+    measured = {"error": error, "ulps": ulps(difference, dtype), "tolerance": tolerance}
     finite = {name: None if value == float("inf") else value for name, value in measured.items()}
     message = "" if difference.ok else str(difference).removeprefix(f"{difference.name}: ")
     return {"output": difference.name, **finite, "ok": difference.ok, "message": message}
@@ -76,14 +56,14 @@ def as_junit(report: Report, *, strict: bool = False) -> str:
     """
     from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-    suite = TestSuite(printable(f"{report.name} {report.version}, DoRA kit {report.kit}"))
+    suite = TestSuite(f"{report.name} {report.version}, DoRA kit {report.kit}")
     for name, values in report.alternatives.items():
         suite.add_property(name, " ".join(values))
 
     def add(group: str, name: str, outcome: Any, why: str) -> None:
-        test = TestCase(printable(name), classname=f"kit.{group}")
+        test = TestCase(name, classname=f"kit.{group}")
         if outcome:
-            test.result = [outcome(printable(why))]
+            test.result = [outcome(why)]
         suite.add_testcase(test)
 
     for result in report.results:

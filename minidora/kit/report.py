@@ -9,7 +9,7 @@ from .clauses import CLAUSES
 from .compare import ulps
 from .files import KitCase
 from .mistakes import MISTAKES
-from .protocol import ANSWERS
+from .protocol import ANSWERS, escaped
 
 HEAD = ("case", "level", "verdict", "max rel error", "ulps", "note")
 STATUSES = ("pass", "fail", "skip", "xfail")
@@ -70,7 +70,7 @@ class CaseResult(Verdict):
             parts.append(f"clauses {' '.join(self.variant.case.clauses)}")
         elif any(d.tolerance == float("inf") for d in self.differences):
             parts.append("finite is enough")
-        return "; ".join(parts)
+        return escaped("; ".join(parts), 2000)
 
     def counts(self, *, strict: bool) -> bool:
         """Whether it is a failure that keeps the report from passing."""
@@ -153,9 +153,11 @@ class Report:
         """What keeps a result from showing a clause, and whether that was declared."""
         if clause == "Q1" and result.variant.dtype not in NARROW:
             return "dtype", True
-        needs = result.variant.case.requires | {"dtype": result.variant.dtype}
+        needs = result.variant.case.requires
         missing = [n for n, value in needs.items() if value not in self.alternatives.get(n, ())]
         said = [name for name in missing if name in self.alternatives]
+        if result.variant.dtype not in self.alternatives["dtype"]:
+            missing.append("dtype")
         shown = CLAUSES[clause].shows_in
         asked = [op for op in result.unanswered if ANSWERS.get(op, "dA") in shown]
         return (said or missing or asked or [CLAUSES[clause].alternative])[0], bool(said)
@@ -221,7 +223,7 @@ def row(result: CaseResult) -> tuple[str, ...]:
         result.status.replace("fail", "FAIL"),
         f"{result.error:.1e}" if measured else "-",
         f"{result.ulps:.3g}" if measured else "-",
-        printable(result.note),
+        result.note,
     )
 
 
@@ -234,7 +236,8 @@ def verdict(report: Report, *, strict: bool = False) -> list[str]:
         words = "does NOT conform, as expected, to"
     else:
         words = "conforms to" if passes else "does NOT conform to"
-    less = " as far as it was asked" * bool(passes and not report.selection and report.not_asked)
+    left_out = passes and not report.selection and (report.not_asked or report.unanswered)
+    less = " as far as it was asked" * bool(left_out)
     shown = [s for s in STATUSES if s != "xfail" or report.count(s)]
     counts = ", ".join(f"{report.count(status)} {status}" for status in shown)
     cases = len({r.variant.case.name for r in report.results})
@@ -263,18 +266,13 @@ def verdict(report: Report, *, strict: bool = False) -> list[str]:
     undiagnosed = sum(r.status == "fail" and not r.diagnoses for r in report.results)
     if undiagnosed:
         lines.append(f"{undiagnosed} failure{'s' * (undiagnosed > 1)} without a diagnosis")
-    return [printable(line) for line in lines]
+    return lines
 
 
 def _grouped(left: dict[str, str]) -> str:
     """Z2 Z3 (zero_vector), M1 (merge)."""
     reasons = dict.fromkeys(left.values())
     return ", ".join(f"{' '.join(c for c in left if left[c] == why)} ({why})" for why in reasons)
-
-
-def printable(text: str) -> str:
-    """The text on one line, with what would steer a terminal written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def table(report: Report, everything: bool) -> list[tuple[str, ...]]:
