@@ -1,4 +1,4 @@
-"""`minidora kit run | verify | list | explain | show | peers | generate`."""
+"""`minidora kit run | verify | list | explain | show | peers | export | generate`."""
 
 import os
 import re
@@ -115,6 +115,10 @@ def add_arguments(kit: _command.Parser) -> None:
     comparing.add_argument(
         "--python", action="append", default=[], metavar="TEXT=PATH", help=interpreter
     )
+    purpose = "copy SPEC.md, the schema and the cases, for tests in another language"
+    exporting = add("export", purpose, "vendor/dora", export_files)
+    new = "a new or an empty one"
+    exporting.add_argument("folder", type=Path, metavar="FOLDER", help=new)
     own = "default: the kit's own"
     generating = add("generate", "write the kit's cases anew", "--out cases/", generate_cases)
     generating.add_argument("--out", type=Path, metavar="FOLDER", default=FOLDER, help=own)
@@ -276,4 +280,19 @@ def generate_cases(arguments: Namespace) -> int:
     for name, content in written.items():
         write_whole(folder / name, content)
     print(f"{len(written)} files in {folder}")
+    return 0
+
+
+def export_files(arguments: Namespace) -> int:
+    """Copy what no Python is needed for into a folder, which is made if need be."""
+    load()  # refuses changed cases
+    folder: Path = arguments.folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"FOLDER: expected a new or an empty folder, got {str(folder)!r}")
+    kit = FOLDER.parent
+    paths = [explain.SPEC, kit / "schema.json", *sorted(FOLDER.iterdir())]
+    (folder / "cases").mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        write_whole(folder / path.relative_to(kit), path.read_bytes())
+    print(f"{len(paths)} files in {folder}")
     return 0

@@ -83,9 +83,8 @@ def measure(
                     report = run(program, cases)
             except Failed as failed:
                 needs = f" (needs {peer.needs})" if peer.needs else ""
-                report = Report(
-                    VERSION, peer.target, "", {}, missing=f"does not run: {failed}{needs}"
-                )
+                missing = f"does not run: {failed}{needs}"
+                report = Report(VERSION, peer.target, "", {}, missing=missing)
         reports.append(report)
     return reports
 

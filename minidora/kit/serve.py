@@ -23,7 +23,8 @@ PICKLED = "pickled "  # no module's name
 def command(target: Any, python: str = sys.executable) -> list[str]:
     """The words that start the process for "package.module:Adapter", or for a class or an object.
 
-    python: the interpreter of an environment of its own, which has minidora too. Raises ValueError for an object that another process cannot have.
+    python: the interpreter of an environment of its own, which has minidora too. Raises ValueError
+    for an object that another process cannot have.
     """
     if not isinstance(target, str):
         try:

@@ -162,6 +162,7 @@ static void norms(const double *of) {
 
 /* V, c, W and y = x plainᵀ + (x ∘ mask) maskedᵀ + bias. */
 static void weigh(void) {
+    read_question();
     V = matrix(out, in), W = matrix(out, in), g = matrix(vectors, 1);
     plain = matrix(out, in), masked = matrix(out, in);
     EACH_ENTRY {
@@ -179,7 +180,13 @@ static void weigh(void) {
 
 /* --- the operations */
 
+static void init_magnitude(void) {
+    read_question(), norms(W0);
+    say("m", c, (Array){.rank = 1, .shape = {vectors}});
+}
+
 static void forward(void) {
+    weigh();
     double *y = matrix(rows, out);
     Array like = embedding ? tokens : x;
     if (embedding) like.shape[like.rank++] = out;
@@ -193,6 +200,7 @@ static void forward(void) {
 }
 
 static void backward(void) {
+    weigh();
     double *G0 = matrix(out, in), *G1 = matrix(out, in), *dm = matrix(vectors, 1);
     double *dA = matrix(rank, in), *dB = matrix(out, rank), *dx = matrix(rows, in);
     double *dbias = matrix(out, 1);
@@ -218,6 +226,7 @@ static void backward(void) {
 }
 
 static void merge(void) {
+    weigh();
     double *merged = matrix(out, in);
     EACH_ENTRY merged[STORED] = W[e];
     say("W", merged, stored);
@@ -229,13 +238,11 @@ int main(void) {
         left = line, question = parse();
         printf("{\"id\": %.17g", number("id", 0));
         if (is("op", "hello")) printf(", %s", hello);
-        else read_question();
-        if (is("op", "init_magnitude"))
-            norms(W0), say("m", c, (Array){.rank = 1, .shape = {vectors}});
-        else if (!is("op", "hello")) weigh();
-        if (is("op", "forward")) forward();
+        else if (is("op", "init_magnitude")) init_magnitude();
+        else if (is("op", "forward")) forward();
         else if (is("op", "backward")) backward();
         else if (is("op", "merge")) merge();
+        else printf(", \"unsupported\": \"op\"");
         puts("}"), fflush(stdout);
     }
 }

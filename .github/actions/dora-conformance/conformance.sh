@@ -6,10 +6,12 @@ set -euo pipefail
 minidora=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 python=${PYTHON:-python3} reports=${REPORTS:-dora-conformance}
 
-if [ -n "${PROGRAM:-}" ]; then port=(--program "$PROGRAM"); else port=(--impl "${IMPL:-}"); fi
+if [ -n "${PROGRAM:-}" ]; then port=(--program "$PROGRAM")
+elif [ -n "${IMPL:-}" ]; then port=(--impl "$IMPL")
+else echo "expected the input program or impl, got neither" >&2; exit 2; fi
 read -r -a options <<< "${OPTIONS:-}"
-"$python" -c "import numpy, safetensors" 2>/dev/null ||
-  "$python" -m pip install --quiet numpy safetensors
+"$python" -c "import numpy, safetensors, junitparser" 2>/dev/null ||
+  "$python" -m pip install --quiet numpy safetensors junitparser
 mkdir -p "$reports"
 
 code=0

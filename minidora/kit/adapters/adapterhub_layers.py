@@ -23,6 +23,7 @@ class Linear(AnyModule):
         "dropout": "low_rank",
         "zero_vector": "unit",
         "scaling": "alpha_over_r",
+        "disabling": "base",
         "dtype": ("float64", "float32", "bfloat16", "float16"),
     }
     places = {"A": "loras.a.lora_A", "B": "loras.a.lora_B", "m": "loras.a.m.weight", "bias": "bias"}
@@ -31,7 +32,7 @@ class Linear(AnyModule):
         """The layer, with the request's mask in place of random dropout."""
         adapters = ModelAdaptersConfig()
         adapters.add("a", DoRAConfig(r=len(r.A), alpha=alpha_of(r), dtype=r.dtype))
-        adapters.active_setup = Stack("a")
+        adapters.active_setup = None if r.disabling else Stack("a")
         module = LoRALinear.wrap(base, "selfattn", None, adapters)
         module.add_adapter("a", layer_idx=0)
         if r.mask is not None:
