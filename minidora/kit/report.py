@@ -84,7 +84,7 @@ class CaseResult(Verdict):
 
     @property
     def broken(self) -> set[str]:
-        """The clauses that it breaks: the mistake's or its outputs', and those an error left out."""
+        """The clauses that it breaks: the mistake's or the outputs', and what an error left out."""
         clauses = set(self.variant.case.clauses)
         if self.status not in ("fail", "xfail"):
             return set()
