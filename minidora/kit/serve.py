@@ -31,7 +31,7 @@ def command(target: Any) -> list[str]:
         except Exception as error:  # each type has its own
             expected = '"package.module:Adapter", or what can be pickled'
             raise ValueError(f"implementation: expected {expected}, got {error}") from None
-    code = f"import sys; sys.path[:] = {sys.path}; from {__name__} import main; main(sys.argv[1])"
+    code = f"import sys; sys.path[:] = {[str(p) for p in sys.path]}; from {__name__} import main; main(sys.argv[1])"
     return [sys.executable, "-c", code, target]
 
 
