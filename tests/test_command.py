@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "lessons" / "results"
 COMMANDS = [
     "check",
-    *(f"kit {name}" for name in ("run", "list", "verify", "peers", "generate")),
+    *(f"kit {name}" for name in ("run", "verify", "list", "explain", "show", "peers", "generate")),
     *(f"experiments {name}" for name in ("run", "table", "draw", "verify")),
 ]
 TEXTBOOK = "minidora.kit.adapters.numpy_layers:Textbook"
@@ -111,7 +111,7 @@ def test_version(capsys):
         ("kit peers --peer nobody", "minidora kit peers: --peer: expected part of"),
         ("kit run --impl a:B --markdown no/r", "--markdown: expected a file in a folder that ex"),
         ("kit run --impl nowhere:Port", 'minidora kit run: nowhere:Port: "hello": the program'),
-        ("kit list --only none", "kit list: --only: expected part of a case's name, got 'none'"),
+        ("kit list --only none", "kit list: expected options that leave a case, got --only none"),
         ("kit verify nowhere", "minidora kit verify: nowhere"),
         ("kit generate --out README.md", "--out: expected a folder, got the file 'README.md'"),
         ("experiments run figure9", "minidora experiments run: NAME: invalid choice: 'figure9'"),
@@ -176,7 +176,7 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(package, ext
     "line, shown, warning",
     [
         ("kit list", "plain.per_output", "left out: long_"),
-        (f"kit run --impl {TEXTBOOK} --only plain", "conforms to kit", "[train]"),
+        (f"kit run --impl {TEXTBOOK} --only plain", "passes a selection of kit", "[train]"),
         ("kit peers --peer Module --only plain", "[torch]", "left out: long_"),
         (f"experiments table {RESULTS}/figure2.json", "| transformer LoRA", ""),
         ("experiments table tensor_parallel", "# What tensor-parallel DoRA sends", ""),

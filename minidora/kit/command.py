@@ -1,4 +1,4 @@
-"""`minidora kit run | verify | list | explain | show | peers | generate`."""
+"""`minidora kit run | verify | list | explain | show | peers | export | generate`."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import _command
 from .._files import write_whole
-from . import explain, peers, report, serve
+from . import explain, formats, peers, report, serve
 from .files import FOLDER, KitCase, left_out, load
 from .program import IN_A_ROW, Failed, Program
 from .progress import Progress
@@ -111,6 +111,14 @@ def add_arguments(kit: _command.Parser) -> None:
     json = {"json": REPORT["json"]}
     comparing = add("peers", purpose, example, compare_peers, TIMEOUT, SELECTION, json)
     comparing.add_argument("--peer", default="", metavar="TEXT", help="those whose name has it")
+    interpreter = "peers with TEXT in their name run in another environment, by its interpreter"
+    comparing.add_argument(
+        "--python", action="append", default=[], metavar="TEXT=PATH", help=interpreter
+    )
+    purpose = "copy SPEC.md, the schema and the cases, for tests in another language"
+    exporting = add("export", purpose, "vendor/dora", export_files)
+    new = "a new or an empty one"
+    exporting.add_argument("folder", type=Path, metavar="FOLDER", help=new)
     own = "default: the kit's own"
     generating = add("generate", "write the kit's cases anew", "--out cases/", generate_cases)
     generating.add_argument("--out", type=Path, metavar="FOLDER", default=FOLDER, help=own)
@@ -190,26 +198,21 @@ def conclude(found: Report, arguments: Namespace, lines: list[Expectation]) -> i
     if failed and "impl" in arguments:
         print(f"look closer: {again(arguments, failed[0].case.name, [failed[0].dtype])}")
     if arguments.json:
-        write_whole(arguments.json, report.as_json(found, **strict).encode())
+        write_whole(arguments.json, formats.as_json(found, **strict).encode())
     if arguments.markdown:
-        page = report.markdown(found, **strict, everything=everything)
+        page = formats.markdown(found, **strict, everything=everything)
         write_whole(arguments.markdown, page.encode())
     if arguments.junit:
-        from .junit import as_junit  # needs junitparser
-
-        write_whole(arguments.junit, as_junit(found, **strict).encode())
+        write_whole(arguments.junit, formats.as_junit(found, **strict).encode())
     return 0 if found.passes(**strict) else 1
 
 
 def again(arguments: Namespace, case: str, dtypes: list[str]) -> str:
     """The command line that shows a case and what the implementation answers."""
     name = "impl" if arguments.impl else "program"
-    words = [
-        f"--{name}",
-        getattr(arguments, name),
-        *(["--dtype", ",".join(dtypes)] if dtypes else []),
-    ]
-    return shlex.join(["minidora", "kit", "show", case, *words])
+    only = ["--dtype", ",".join(dtypes)] if dtypes else []
+    port = [f"--{name}", getattr(arguments, name)]
+    return shlex.join(["minidora", "kit", "show", case, *only, *port])
 
 
 def list_cases(arguments: Namespace) -> int:
@@ -234,8 +237,11 @@ def show_case(arguments: Namespace) -> int:
     if not named:
         raise ValueError(f"CASE: expected a name of `minidora kit list`, got {arguments.case!r}")
     (case,) = selected(named, {"dtype": arguments.dtype})
+    is_put = arguments.impl or arguments.program
+    if arguments.questions and not is_put:
+        raise ValueError("--questions: expected --impl or --program, to which they are put")
     print(explain.case(case))
-    if not (arguments.impl or arguments.program):
+    if not is_put:
         return 0
     with port(arguments) as program:
         found, answers, questions = explain.answered(program, case)
@@ -253,7 +259,9 @@ def compare_peers(arguments: Namespace) -> int:
     def announce(target: str) -> None:
         print(f"{target} ...", file=sys.stderr, flush=True)
 
-    rows = peers.measure(peers.peers_named(arguments.peer), cases, arguments.timeout, announce)
+    pythons = [peers.interpreter(text) for text in arguments.python]
+    chosen = peers.peers_named(arguments.peer)
+    rows = peers.measure(chosen, cases, arguments.timeout, announce, pythons)
     print(peers.matrix(rows, cases[0].kit))
     if arguments.json:
         write_whole(arguments.json, f"{peers.as_json(rows, cases[0].kit)}\n".encode())
@@ -272,4 +280,19 @@ def generate_cases(arguments: Namespace) -> int:
     for name, content in written.items():
         write_whole(folder / name, content)
     print(f"{len(written)} files in {folder}")
+    return 0
+
+
+def export_files(arguments: Namespace) -> int:
+    """Copy what no Python is needed for into a folder, which is made if need be."""
+    load()  # refuses changed cases
+    folder: Path = arguments.folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"FOLDER: expected a new or an empty folder, got {str(folder)!r}")
+    kit = FOLDER.parent
+    paths = [explain.SPEC, kit / "schema.json", *sorted(FOLDER.iterdir())]
+    (folder / "cases").mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        write_whole(folder / path.relative_to(kit), path.read_bytes())
+    print(f"{len(paths)} files in {folder}")
     return 0

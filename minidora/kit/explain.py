@@ -12,8 +12,8 @@ from .clauses import CLAUSES
 from .compare import as_array
 from .files import FOLDER, KitCase
 from .mistakes import MISTAKES
-from .protocol import ANSWERS, Request
-from .report import CaseResult, Report, printable
+from .protocol import ANSWERS, Request, escaped
+from .report import CaseResult, Report
 from .runner import run
 
 SPEC = FOLDER.parent / "SPEC.md"
@@ -25,11 +25,12 @@ def clause(key: str, cases: Iterable[KitCase]) -> str:
         raise ValueError(f"CLAUSE: expected one of {', '.join(CLAUSES)}, got {key!r}")
     spec = SPEC.read_text(encoding="utf-8").splitlines()
     (text,) = [line[2:] for line in spec if line.startswith(f"- **{key}** ")]
-    mistakes = [f"  {m.name} ({m.source})" for m in MISTAKES if key in m.clauses]
+    mistakes = [m for m in MISTAKES if key in m.clauses]
+    named = [f"  {m.name}{f' ({m.source})' if m.source else ''}" for m in mistakes]
     names = " ".join(case.name for case in cases if key in case.clauses) or "none"
     asking = textwrap.fill(names, 98, initial_indent="  ", subsequent_indent="  ")
     lines = [textwrap.fill(text, 100), "", f"source: {CLAUSES[key].source}"]
-    lines += ["mistakes that break it:", *mistakes] if mistakes else []
+    lines += ["mistakes that break it:", *named] if named else []
     return "\n".join([*lines, "cases:", asking])
 
 
@@ -49,7 +50,7 @@ def case(chosen: KitCase) -> str:
     lines += arrays("input ", chosen.inputs)
     for name, value in chosen.expected.items():
         modes = value if isinstance(value, dict) else {"": value}
-        lines += arrays(f"expected {name} ", modes) if "" not in modes else arrays("expected ", {name: value})
+        lines += arrays("expected ", {f"{name} {mode}".strip(): modes[mode] for mode in modes})
     return "\n".join(lines)
 
 
@@ -59,7 +60,7 @@ def arrays(kind: str, values: Mapping[str, Any]) -> list[str]:
     for name, value in values.items():
         array = as_array(value)
         if array is None:
-            lines.append(f"{kind}{name}: {printable(repr(value))[:200]}")
+            lines.append(f"{kind}{name}: {escaped(repr(value), 200)}")
         else:
             numbers = np.array2string(array, separator=", ", threshold=300, floatmode="unique")
             lines.append(f"{kind}{name} {array.shape}:\n{textwrap.indent(numbers, '  ')}")
@@ -71,7 +72,7 @@ class Recorder:
 
     def __init__(self, implementation: Any) -> None:
         self._implementation = implementation
-        self.log: list[tuple[Request, Mapping[str, Any]]] = []
+        self.log: list[tuple[Request, dict[str, Any]]] = []
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._implementation, name)
@@ -82,7 +83,7 @@ class Recorder:
             self.log.append((deepcopy(request), {}))
             answer = value(request)
             given = answer if isinstance(answer, dict) else {ANSWERS.get(name, name): answer}
-            self.log[-1] = (self.log[-1][0], given)
+            self.log[-1][1].update((n, array) for n, array in given.items() if n != "id")
             return answer
 
         return asked
@@ -93,7 +94,7 @@ def answered(implementation: Any, chosen: KitCase) -> tuple[Report, str, str]:
     recorder, lines = Recorder(implementation), []
 
     def note(result: CaseResult) -> None:
-        lines.append(f"{result.variant}: {result.status} {printable(result.note)}")
+        lines.append(f"{result.variant}: {result.status} {result.note}")
         for request, answer in recorder.log[len(questions) :]:
             questions.append(json.dumps({"id": len(questions) + 1, **request.as_json()}))
             lines.extend(arrays(f"{request.op}: ", answer) or [f"{request.op}: no answer"])

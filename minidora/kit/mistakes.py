@@ -21,12 +21,18 @@ FLOOR = "the norm is kept above a floor that is too high"
 LORA = "plain LoRA"
 STALE = "norm kept from before the step"
 STALE_MERGE = "merged weight kept from before the step"
-OLD_B = "dA: with B from before the step"
 OVERWRITTEN = "merging overwrote W0"
 DEAD = "0/0 at a vector of V that is zero"
 CANCELLED = "the squares of the norm cancelled to 0 or less"
 EXPANDED = "c² put together from ‖w0‖², 2 w0·d and ‖d‖², whose digits cancel"
-SINGLE = "answers look like float32; declare dtype"
+NARROW = {
+    f"answers look like {dtype}; declare dtype": (dtype, wider, bound)
+    for dtype, wider, bound in (
+        ("float32", ("float64",), 1e-4),
+        ("bfloat16", ("float64", "float32"), 0.2),
+        ("float16", ("float64", "float32"), 0.02),
+    )
+}
 
 # name | cells | source, under [group clauses]; a line that ends with \ goes on
 TABLE = rf"""
@@ -65,7 +71,7 @@ negative magnitudes count as 0 | g = beside(m, axis).clip(0) / c
 magnitude squared | g = beside(m * m, axis) / c
 magnitude times the norm, not over it | g = beside(m, axis) * c
 magnitude added to 1 | g = beside(1 + m, axis) / c
-{LORA} | g = 1 + 0 * c | unsloth-zoo #954
+{LORA} | g = 1 + 0 * c; dm = 0 * along; exact = False | unsloth-zoo #954
 update added after the normalisation | \
     adapted = beside(m, axis) / norm(W0) * W0 + delta; g = 1 + 0 * c
 update added outside the magnitude and norm of V | adapted = g * W0 + delta
@@ -131,7 +137,7 @@ bias added on every rank | b = ranks * bias if shards == "d_in" else nothing
 every slice takes the first one's A | A = parts[0]["A"]
 [forward X1]
 every expert takes the first one's m | m = parts[0]["m"]
-one norm over all experts | c = sum_of_squares(together) ** 0.5
+one norm over all experts | c = sum(sheet["length"] ** 2 for sheet in sheets) ** 0.5
 [gradient G1]
 dm: not divided by c | dm = along
 dm: divided by c twice | dm = along / (c * c)
@@ -203,11 +209,13 @@ dA or dB: one rank's alone, the sum over ranks is missing | \
     dA = scale * (B.T @ (dV * own(W0, 0, shards, ranks))); \
     dB = scale * ((dV * own(W0, 1, shards, ranks)) @ A.T)
 [gradient M1]
-{OVERWRITTEN} | W0 = untouched["W"]
+{OVERWRITTEN} | W0 = first["W"]
 [training T1]
-{STALE} | | PEFT #2661
-{STALE_MERGE}
-{OLD_B}
+{STALE} | c = first["c"] | PEFT #2661
+{STALE_MERGE} | merged = first["W"]
+a merged weight from before the last step | merged = previous["W"]
+dA: with B from before the step | dA = scale * (previous["B"].T @ dV)
+dB: with A from before the step | dB = scale * (dV @ previous["A"].T)
 [special Z2 Z3]
 {DEAD} | | PEFT #2049, PR 3237
 [special Z2]
@@ -217,8 +225,6 @@ the zero vector is unit, not dead
 {CANCELLED}
 [special D5]
 {EXPANDED}
-[special]
-{SINGLE}
 """
 
 
@@ -234,5 +240,8 @@ def _parsed(table):
         yield Mistake(name, group, cells, tuple(clauses), source)
 
 
-MISTAKES: tuple[Mistake, ...] = tuple(_parsed(TABLE))
+MISTAKES: tuple[Mistake, ...] = (
+    *_parsed(TABLE),
+    *(Mistake(name, "special", {}, ()) for name in NARROW),
+)
 BY_NAME = {mistake.name: mistake for mistake in MISTAKES}

@@ -8,7 +8,7 @@ from typing import Any
 
 from .clauses import CLAUSES
 from .files import KitCase
-from .protocol import ALTERNATIVES
+from .protocol import ALTERNATIVES, escaped
 from .report import CaseResult, Report
 
 FILTERS: dict[str, Callable[[KitCase], Collection[str]]] = {
@@ -87,7 +87,7 @@ def expectations(path: Path, cases: Iterable[KitCase]) -> list[Expectation]:
         if words - clauses - about - variant or len(about) > 1 or not (clauses or about):
             expected = "a case or clauses of the kit, perhaps with dtype and norm_grad"
             raise ValueError(f"{path}, line {number}: expected {expected}, got {line.strip()!r}")
-        place = f"line {number} of {path.name}: {line.strip()}"
+        place = escaped(f"line {number} of {path.name}: {line.strip()}")
         lines.append(Expectation(place, clauses, next(iter(about), None), variant))
     return lines
 

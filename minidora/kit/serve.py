@@ -20,10 +20,11 @@ from .protocol import ANSWERS, Request, described, load_adapter, made
 PICKLED = "pickled "  # no module's name
 
 
-def command(target: Any) -> list[str]:
+def command(target: Any, python: str = sys.executable) -> list[str]:
     """The words that start the process for "package.module:Adapter", or for a class or an object.
 
-    Raises ValueError for an object that another process cannot have.
+    python: the interpreter of an environment of its own, which has minidora too. Raises ValueError
+    for an object that another process cannot have.
     """
     if not isinstance(target, str):
         try:
@@ -31,8 +32,9 @@ def command(target: Any) -> list[str]:
         except Exception as error:  # each type has its own
             expected = '"package.module:Adapter", or what can be pickled'
             raise ValueError(f"implementation: expected {expected}, got {error}") from None
-    code = f"import sys; sys.path[:] = {[str(p) for p in sys.path]}; from {__name__} import main; main(sys.argv[1])"
-    return [sys.executable, "-c", code, target]
+    path = f"sys.path[:] = {[str(p) for p in sys.path]}; " if python == sys.executable else ""
+    code = f"import sys; {path}from {__name__} import main; main(sys.argv[1])"
+    return [python, "-c", code, target]
 
 
 def answer(adapter: Any, question: dict) -> dict:
