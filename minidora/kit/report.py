@@ -84,13 +84,14 @@ class CaseResult(Verdict):
 
     @property
     def broken(self) -> set[str]:
-        """The clauses that it breaks: the diagnosed mistake's, or those its outputs show."""
+        """The clauses that it breaks: the mistake's or its outputs', and those an error left out."""
         clauses = set(self.variant.case.clauses)
         if self.status not in ("fail", "xfail"):
             return set()
         named = self.diagnoses[0].partition(" (in ")[0] if self.diagnoses else ""
         shown = {c for c in clauses if any(not d.ok for d in self.shows(c))}
-        return BREAKS.get(named) or shown or clauses  # it raised, or said nothing
+        silent = {c for c in clauses if self.errors and not self.shows(c)}
+        return (BREAKS.get(named) or shown) | silent or clauses
 
 
 @dataclass
