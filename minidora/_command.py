@@ -101,8 +101,8 @@ def seconds(text: str) -> float:
 def new_file(text: str) -> Path:
     """A type of option: a file to write, in a folder that exists."""
     path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(path.parent):  # False where a name is too long
         raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {text!r}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"expected a file that may be written, got {text!r}")
     return path

@@ -106,10 +106,13 @@ class Port:
         return W0.reshape(len(W0), -1), A.reshape(len(A), -1), B.reshape(len(B), -1)
 
     def over_ranks(self, r, rows):
-        """The norms, from the parts of each vector that the ranks have."""
+        """The norms, of vectors that may be divided over ranks."""
+        return np.sqrt(sum(self.length(piece) ** 2 for piece in self.pieces(r, rows)))
+
+    def pieces(self, r, rows):
+        """What the ranks have of each row."""
         whole = r.shards is None or (r.shards == "d_in") != self.by_rows(r)
-        parts = [rows] if whole else np.split(rows, r.ranks, 1)
-        return np.sqrt(sum(self.length(part) ** 2 for part in parts))
+        return [rows] if whole else np.split(rows, r.ranks, 1)
 
     def length(self, rows):
         return np.sqrt(np.sum(rows.astype(np.float64) ** 2, 1) + self.tiny**2)

@@ -240,8 +240,11 @@ def show_case(arguments: Namespace) -> int:
     if not named:
         raise ValueError(f"CASE: expected a name of `minidora kit list`, got {arguments.case!r}")
     (case,) = selected(named, {"dtype": arguments.dtype})
+    is_put = arguments.impl or arguments.program
+    if arguments.questions and not is_put:
+        raise ValueError("--questions: expected --impl or --program, to which they are put")
     print(explain.case(case))
-    if not (arguments.impl or arguments.program):
+    if not is_put:
         return 0
     with port(arguments) as program:
         found, answers, questions = explain.answered(program, case)

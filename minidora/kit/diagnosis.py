@@ -1,6 +1,7 @@
 """The name of a mistake, from the wrong outputs it gave."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -27,6 +28,7 @@ from .sheet import IMPOSSIBLE, OUTPUTS, Sheet, after_steps, answers, given, in_p
 SMALL = 1e-3  # the size below which an output is judged absolutely: it may be rounding alone
 AWAY = 0.05  # a match is nearer to the mistake's answer than this part of the way to the right one
 OF_STEPS = ("A", "B", "m", "W")
+LIKELY = 0.5  # a mistake explains at least this part of what it would show in
 FITTED = (EPS, ROOTED_EPS, FLOOR)
 ALONE = {
     "W": "in the merged weight alone",
@@ -83,6 +85,70 @@ def diagnose(
     if not names and "D5" in case.clauses and _lengths(case, arrays) is not None:
         return [EXPANDED]
     return list(dict.fromkeys(names)) or alone
+
+
+def credible(results: Sequence[Any]) -> list[Any]:
+    """The CaseResults of a run, each with those of its diagnoses that the others do not refute.
+
+    A mistake is refuted where most of the results in which it would show, among cases like those
+    that it explains, are right or wrong otherwise; and it adds nothing where another one explains
+    all that it does.
+    """
+    explained: dict[str, set[int]] = {}
+    for i, result in enumerate(results):
+        for name in result.diagnoses:
+            explained.setdefault(name, set()).add(i)
+    ranks = {name: _rank(name, of_name, results) for name, of_name in explained.items()}
+    likely = {name: explained[name] for name, rank in ranks.items() if rank[0] >= LIKELY}
+    kept = {
+        name
+        for name, mine in likely.items()
+        if not any(
+            mine < theirs or mine == theirs and ranks[other] > ranks[name]
+            for other, theirs in likely.items()
+        )
+    }
+    return [replace(r, diagnoses=tuple(n for n in r.diagnoses if n in kept)) for r in results]
+
+
+def _rank(name, of_name, results) -> tuple:
+    """How likely a mistake is: of the results in which it would show the part that it explains;
+
+    then whether it is about the outputs that are wrong and about what the cases are for.
+    """
+    families = {_family(results[i]) for i in of_name}
+    shows = [
+        i
+        for i, result in enumerate(results)
+        if i in of_name or _family(result) in families and _shows(name, result)
+    ]
+    mistake, first = BY_NAME.get(name.partition(" (in ")[0]), results[min(of_name)]
+    group = _groups(first.variant.case, {d.name for d in first.differences if not d.ok})[0]
+    fits = mistake is not None and mistake.group == group
+    about = sum(bool(set(results[i].variant.case.clauses) & set(mistake.clauses)) for i in of_name)
+    return len(of_name) / len(shows), fits, about, name
+
+
+def _family(result):
+    case = result.variant.case
+    return case.kind, result.variant.dtype, tuple(sorted(case.requires.items()))
+
+
+def _shows(name, result) -> bool:
+    """Whether a mistake would change what came; of some it is known by all that fails."""
+    case, mode = result.variant.case, result.variant.norm_grad or "exact"
+    failed = {d.name for d in result.differences if not d.ok}
+    mistake = BY_NAME.get(name)
+    if mistake is None or not mistake.cells or name in FITTED:
+        return bool(failed) and case.kind != "steps"
+    groups = _groups(case, failed)
+    wrong = predictions(case, mode, groups).get(name, {})
+    bounds = {d.name: d for d in result.differences}
+    return any(
+        _apart(value, of_mode(case.expected[n], mode)) > 3 * bounds[n].tolerance * bounds[n].unit
+        for n, value in wrong.items()
+        if n in bounds
+    )
 
 
 def of_mode(answer: Any, norm_grad: str) -> Any:

@@ -71,7 +71,7 @@ negative magnitudes count as 0 | g = beside(m, axis).clip(0) / c
 magnitude squared | g = beside(m * m, axis) / c
 magnitude times the norm, not over it | g = beside(m, axis) * c
 magnitude added to 1 | g = beside(1 + m, axis) / c
-{LORA} | g = 1 + 0 * c | unsloth-zoo #954
+{LORA} | g = 1 + 0 * c; dm = 0 * along; exact = False | unsloth-zoo #954
 update added after the normalisation | \
     adapted = beside(m, axis) / norm(W0) * W0 + delta; g = 1 + 0 * c
 update added outside the magnitude and norm of V | adapted = g * W0 + delta

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..evidence.gradcheck import Difference
 from .compare import as_array, judged
-from .diagnosis import diagnose
+from .diagnosis import credible, diagnose
 from .files import KitCase, left_out, load
 from .optimizer import update
 from .protocol import (
@@ -17,8 +17,8 @@ from .protocol import (
     Request,
     check_alternatives,
     described,
-    made,
     in_dtype,
+    made,
 )
 from .report import CaseResult, Report, Variant, ranked
 
@@ -50,6 +50,7 @@ def run(
         report.stopped = str(why or getattr(implementation, "stopped", ""))
         if report.stopped:
             break
+    report.results = credible(report.results)
     return ranked(report)
 
 

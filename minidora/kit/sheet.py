@@ -89,6 +89,11 @@ def norm_of(over, power, count, root):
     return lambda M: (total(abs(M) ** power, over) / count) ** root
 
 
+def largest(axis):
+    """Their largest entries in place of norms."""
+    return lambda M: abs(M).max(axis, keepdims=True)
+
+
 def in_half(axis):
     """The norm, summed in float16."""
     return lambda M: (total(M.astype("f2") ** 2, axis) ** np.float16(0.5)).astype("f8")
@@ -142,10 +147,8 @@ def last_of_each(x):
     return 1 - np.triu(x @ x.T, 1).max(1, keepdims=True)
 
 
-TOOLS: dict[str, Any] = {
-    f.__name__: f
-    for f in (total, beside, quotient, norm_of, in_half, in_kernel, own, local, patches, turned)
-} | {"last_of_each": last_of_each, "maximum": np.maximum}
+_TOOLS = (total, beside, quotient, norm_of, largest, in_half, in_kernel, own, local, patches)
+TOOLS = {tool.__name__: tool for tool in (*_TOOLS, turned, last_of_each, np.maximum)}
 
 
 @cache
@@ -248,12 +251,12 @@ def answers(
     return values
 
 
-IMPOSSIBLE = (TypeError, ValueError, KeyError, NameError, AttributeError)
+IMPOSSIBLE = (TypeError, ValueError, KeyError, NameError, AttributeError, IndexError)
 
 
 def _as_answered(case, arrays, name, sheet):
     """A cell in the shape of the output it stands for."""
-    value = sheet[{"m": "m0", "W": "merged"}.get(name, name)]
+    value = np.asarray(sheet[{"m": "m0", "W": "merged"}.get(name, name)], np.float64)
     if name in ("m", "dm", "dbias"):
         return value.reshape(-1)
     if case.kind == "convolution":
