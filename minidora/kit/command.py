@@ -66,6 +66,15 @@ PORT: Options = {
     "impl": {"metavar": "MODULE:NAME", "help": "a Python port, in a process of its own"},
     "program": {"metavar": "COMMAND", "help": "JSON lines in and out; SPEC.md, part 2"},
 }
+PEER: Options = {
+    "peer": {"default": "", "metavar": "TEXT", "help": "those whose name has it"},
+    "python": {
+        "action": "append",
+        "default": [],
+        "metavar": "TEXT=PATH",
+        "help": "the interpreter of an environment of its own, for peers whose name has TEXT",
+    },
+}
 
 
 def add_arguments(kit: _command.Parser) -> None:
@@ -109,16 +118,10 @@ def add_arguments(kit: _command.Parser) -> None:
     showing.add_argument("--questions", **FILE, help=asked)
     purpose, example = "hold real implementations against every clause", "--peer peft"
     json = {"json": REPORT["json"]}
-    comparing = add("peers", purpose, example, compare_peers, TIMEOUT, SELECTION, json)
-    comparing.add_argument("--peer", default="", metavar="TEXT", help="those whose name has it")
-    interpreter = "peers with TEXT in their name run in another environment, by its interpreter"
-    comparing.add_argument(
-        "--python", action="append", default=[], metavar="TEXT=PATH", help=interpreter
-    )
+    add("peers", purpose, example, compare_peers, TIMEOUT, SELECTION, json, PEER)
     purpose = "copy SPEC.md, the schema and the cases, for tests in another language"
     exporting = add("export", purpose, "vendor/dora", export_files)
-    new = "a new or an empty one"
-    exporting.add_argument("folder", type=Path, metavar="FOLDER", help=new)
+    exporting.add_argument("folder", type=Path, metavar="FOLDER", help="a new or an empty one")
     own = "default: the kit's own"
     generating = add("generate", "write the kit's cases anew", "--out cases/", generate_cases)
     generating.add_argument("--out", type=Path, metavar="FOLDER", default=FOLDER, help=own)
