@@ -81,6 +81,10 @@ class Raising(Untrained):
         return super().forward(r)
 
 
+class Unmerged(Port):
+    merge = None
+
+
 class NotFinite(Port):
     """0/0 at a vector of V that is zero, and nothing else wrong."""
 
@@ -124,6 +128,7 @@ def run_line(*line):
         (left_out("scaling"), {"S2": "scaling"}, {"Q1"}),
         (left_out("norm_grad"), dict.fromkeys(GRADIENTS, "norm_grad"), {"Q1"}),
         (ported(without=("merge",)), {"M1": "merge"}, {"Q1"}),
+        (left_out("norm_grad", Unmerged), {"M1": "merge", "G1": "norm_grad"}, {"Q1"}),
         (ported(without=("init_magnitude",)), {"I1": "init_magnitude"}, {"Q1"}),
         (ported(dropout=[], scaling=()), {}, {"P1", "P2", "S2", "Q1"}),
         (ported(dtype="float16"), {"D6": "dtype"}, set()),  # another dtype is no excuse

@@ -84,7 +84,7 @@ class CaseResult(Verdict):
 
     @property
     def broken(self) -> set[str]:
-        """The clauses that it breaks: the mistake's or its outputs', and those an error left out."""
+        """The clauses that it breaks: the mistake's or the outputs', and what an error left out."""
         clauses = set(self.variant.case.clauses)
         if self.status not in ("fail", "xfail"):
             return set()
@@ -162,7 +162,7 @@ class Report:
         if result.variant.dtype not in self.alternatives["dtype"]:
             missing.append("dtype")
         shown = CLAUSES[clause].shows_in
-        asked = [op for op in result.unanswered if ANSWERS.get(op, "dA") in shown]
+        asked = [op for op in result.unanswered if op not in ANSWERS or ANSWERS[op] in shown]
         return (said or missing or asked or ["norm_grad"])[0], bool(said)
 
     def passes(self, *, strict: bool = False) -> bool:
