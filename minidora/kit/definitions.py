@@ -135,7 +135,7 @@ def special(axis: str) -> list[KitCase]:
         case("m_large", "D4 G1", larger, change=lambda p: {"m": p["m"] + 4}),
         case("scale_zero", "S1 D4", "strength", scale=0.0),
         case("one_entry", "G2", "norm-gradient", options={"dtypes": WIDE}, **single),
-        case("tiny_norm", "D3", "norm-clamped", change=smaller, options=tiny),
+        case("tiny_norm", "D3", "norm-clamped", bias=False, change=smaller, options=tiny),
     ]
 
 
