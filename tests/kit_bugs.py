@@ -303,7 +303,9 @@ BUGS = {
     "the norm is kept above a floor that is too high, of 2": [
         (NORM, "c = np.maximum(self.length(V), 2.0)\n")
     ],
-    "squared norm, the root is missing, as 1/c²": [(FACTOR, "g = (m / ((V * V).sum(1) + 1e-12))[:, None]\n")],
+    "squared norm, the root is missing, as 1/c²": [
+        (FACTOR, "g = (m / ((V * V).sum(1) + 1e-12))[:, None]\n")
+    ],
     "bias added twice, by the base and by the layer": [
         (THROUGH, "y = x @ P.T + (0 if r.bias is None else r.bias)")
     ],
@@ -556,7 +558,9 @@ def report_of(bug, cases):
 def judged(bug, report):
     """Caught or not; and right, wrong or none for its diagnoses."""
     names = {name.split(" (in ")[0] for name in report.diagnoses}
-    named = "none" if not names else "right" if bug.expected in names and names <= bug.true else "wrong"
+    named = (
+        "none" if not names else "right" if bug.expected in names and names <= bug.true else "wrong"
+    )
     return any(r.status == "fail" for r in report.results), named
 
 
