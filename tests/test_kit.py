@@ -392,12 +392,13 @@ def test_every_mistake_is_planted():
     assert {clause for m in MISTAKES for clause in m.clauses} <= CLAUSES.keys()
 
 
+LORA = "plain LoRA, its gradients too"
 UNPLANTED = {"the zero vector is unit, not dead"}
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_port_that_is_plain_lora_is_called_so(cases):
-    report = run(planted(BUGS["plain LoRA, its gradients too"]), cases)
+    report = run(planted(BUGS[LORA]), cases)
     assert "the whole port: this is plain LoRA: the magnitudes are not used" in verdict(report)
     report = run(planted(BUGS["gradient is the detached one"]), cases)
     assert "the whole port: declare norm_grad detached, if that is meant" in verdict(report)
@@ -413,7 +414,7 @@ def test_under_adamw_a_small_error_is_no_mean_over_rows(cases):
         alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
 
         def backward(self, r):
-            return {n: v * (1 + 2e-8 * np.sin(9 * v)) for n, v in super().backward(r).items()}
+            return {n: v * (1 + 3e-6 * np.sin(9 * v)) for n, v in super().backward(r).items()}
 
     adamw = [case for case in cases if case.name.startswith("steps_adamw")]
     report = run(Rounded(), adamw)
@@ -421,13 +422,13 @@ def test_under_adamw_a_small_error_is_no_mean_over_rows(cases):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("name", ["dm: not divided by c", "scale applied twice", "plain LoRA"])
+@pytest.mark.parametrize("name", ["dm: not divided by c", "scale applied twice", LORA])
 def test_a_bug_has_the_same_name_in_every_dtype_and_edge_case(cases, name):
     with np.errstate(all="ignore"):
         report = run(planted(BUGS[name]), cases)
     diagnosed = [r for r in failures(report) if r.diagnoses]
     assert {r.variant.dtype for r in diagnosed} == {"float64", "float32", "bfloat16", "float16"}
-    assert {r.diagnoses[0] for r in diagnosed} == {name}
+    assert {r.diagnoses[0] for r in diagnosed} == {name.partition(",")[0]}
     assert not any(HALF in r.diagnoses for r in diagnosed)
     at = {r.variant.case.name for r in diagnosed}
     assert {"one_entry.per_output", "embedding.per_token", "steps_adamw.per_input"} <= at
