@@ -81,29 +81,20 @@ class Program:
             self._running.stop()
             self._running = None
 
-    def init_magnitude(self, request: Request) -> Any:
-        """What the program gives for m."""
-        return self._one(request)
-
     def forward(self, request: Request) -> Any:
-        """What the program gives for y."""
-        return self._one(request)
-
-    def merge(self, request: Request) -> Any:
-        """What the program gives for W."""
-        return self._one(request)
-
-    def backward(self, request: Request) -> dict:
-        """What the program gives for the gradients."""
-        return self._ask(request.as_json())
-
-    def _one(self, request: Request):
+        """What the program gives for y; for m or W, as init_magnitude or merge."""
         answer = self._ask(request.as_json())
         name = ANSWERS[request.op]
         if name not in answer:
             has = escaped(", ".join(answer), 100)
             raise Failed(f'{request.op} was answered without "{name}"; the answer has {has}')
         return answer[name]
+
+    init_magnitude = merge = forward
+
+    def backward(self, request: Request) -> dict:
+        """What the program gives for the gradients."""
+        return self._ask(request.as_json())
 
     def _ask(self, question: dict) -> dict:
         if self.stopped:
