@@ -51,7 +51,10 @@ class Program:
         Raises Failed, or ValueError for alternatives that SPEC.md does not know, where the program
         does not start or does not answer {"op": "hello"}.
         """
-        self.command = shlex.split(command) if isinstance(command, str) else list(command)
+        try:
+            self.command = shlex.split(command) if isinstance(command, str) else list(command)
+        except ValueError:  # a quotation without its end
+            self.command = []
         if not self.command:
             raise ValueError(f"--program: expected a command, got {command!r}")
         self.timeout, self.keep_going = timeout, keep_going
@@ -112,7 +115,7 @@ class Program:
             if self._timeouts == IN_A_ROW and not self.keep_going:
                 self.stopped = f"{failed}, {IN_A_ROW} times in a row (--keep-going asks on)"
             raise
-        if answer.get("unsupported"):
+        if answer.get("unsupported") and question["op"] != "hello":
             raise NotImplementedError(escaped(answer["unsupported"]))
         if answer.get("error"):
             raise Failed(escaped(answer["error"]))
