@@ -30,10 +30,10 @@ def draw(
     return np.where(k == 0, high, k).reshape(shape) / 32
 
 
-def drawn(name: str, m: tuple[int, ...], /, **shapes: tuple[int, ...]) -> Inputs:
+def drawn(name: str, /, **shapes: tuple[int, ...]) -> Inputs:
     """Inputs of given shapes; m is positive."""
-    inputs = {array: draw(name, array, shape) for array, shape in shapes.items()}
-    return inputs | {"m": draw(name, "m", m, 16, 112)}
+    positive = {"m": (16, 112)}
+    return {a: draw(name, a, shape, *positive.get(a, ())) for a, shape in shapes.items()}
 
 
 def linear(
@@ -47,15 +47,15 @@ def linear(
 ) -> Inputs:
     """Inputs of one linear layer: m away from the norm, B away from zero."""
     shapes = {"x": (*lead, d_in), "W0": (d_out, d_in), "A": (rank, d_in), "B": (d_out, rank)}
-    shapes |= {"dy": (*lead, d_out)} | ({"bias": (d_out,)} if bias else {})
-    return drawn(name, (d_out if axis == "per_output" else d_in,), **shapes)
+    shapes |= {"m": (d_out if axis == "per_output" else d_in,), "dy": (*lead, d_out)}
+    return drawn(name, **shapes, **({"bias": (d_out,)} if bias else {}))
 
 
 def definitions() -> list[KitCase]:
     """Every case, in the order of the report."""
     families = (plain, special, cancelling, masked, zero_vectors, steps, optional)
     of_axes = [case for axis in AXES for family in families for case in family(axis)]
-    return of_axes + scalings() + embeddings() + convolutions() + in_parts() + long_rows()
+    return of_axes + scalings() + others() + long_rows()
 
 
 def case_of(
@@ -202,16 +202,13 @@ def zero_vectors(axis: str) -> list[KitCase]:
             made.inputs[array][(1, slice(None)) if axis == "per_output" else (slice(None), 1)] = 0
         return made
 
-    moved, update = case("zero_moved", "Z1", ["W0"]), "B" if axis == "per_output" else "A"
-    still = []
+    cases, update = [case("zero_moved", "Z1", ["W0"])], "B" if axis == "per_output" else "A"
+    bounds = TOLERANCES | {"float64": 1e-6}  # m is the implementation's own, perhaps float32
     for zero in ("unit", "dead"):
-        bounds = TOLERANCES | {"float64": 1e-6}  # m is the implementation's own, perhaps float32
-        requires = {"zero_vector": zero}
-        still.append(
-            case(f"zero_still.{zero}", "Z2 Z3", ["W0", update], requires, tolerances=bounds)
-        )
-        del still[-1].inputs["m"]  # the implementation's own init_magnitude(W0)
-    return [moved, *still]
+        words = f"zero_still.{zero}", "Z2 Z3", ["W0", update], {"zero_vector": zero}
+        cases.append(case(*words, tolerances=bounds))
+        del cases[-1].inputs["m"]  # the implementation's own init_magnitude(W0)
+    return cases
 
 
 def steps(axis: str) -> list[KitCase]:
@@ -247,7 +244,7 @@ def optional(axis: str) -> list[KitCase]:
 
     def two(how):
         made = case(f"adapters.{how}", "A1", "stale-norm", "adapters", how, forward)
-        more = drawn(f"{made.name} second", made.inputs["m"].shape, A=(2, 5), B=(4, 2))
+        more = drawn(f"{made.name} 2", A=(2, 5), B=(4, 2), m=made.inputs["m"].shape)
         made.inputs |= {f"{name}2": array for name, array in more.items()}
         return made
 
@@ -263,17 +260,10 @@ def optional(axis: str) -> list[KitCase]:
     of_V = case("init_of_V", "I3", "magnitude-not-trained", "init", "norm_of_V", begun)
     del of_V.inputs["m"]
     off = case("disabled", "S4", "strength", "disabling", "base", NEW | {"gives": ("forward",)})
-    strengths = [strength("zero", 0.0), strength("half", 0.5)]
-    strengths += [strength("two", 2.0, **NEW), strength("below_zero", -0.5, **NEW)]
+    more = [strength("two", 2.0, **NEW), strength("below_zero", -0.5, **NEW), off, of_V]
+    more += [two("in_turn"), two("summed"), sharded("d_in"), sharded("d_out")]
     turned = case(*layout, change=transpose, d_out=3)
-    return [
-        turned,
-        *strengths,
-        off,
-        of_V,
-        *map(two, ("in_turn", "summed")),
-        *map(sharded, ("d_in", "d_out")),
-    ]
+    return [turned, strength("zero", 0.0), strength("half", 0.5), *more]
 
 
 def scalings() -> list[KitCase]:
@@ -287,44 +277,37 @@ def scalings() -> list[KitCase]:
     return cases
 
 
-def embeddings() -> list[KitCase]:
-    """A table W0 (vocabulary, dimensions) whose rows are looked up, one of them three times."""
+OTHERS = """
+embedding per_dimension | E1 E2 | norm-axis | W0 6 4, A 2 6, B 4 2, m 4, dy 2 3 4
+embedding per_token | E1 E2 | norm-axis | W0 6 4, A 2 6, B 4 2, m 6, dy 2 3 4
+convolution plain | C1 | | x 2 2 4 4, W0 3 2 2 3, A 2 2 2 3, B 3 2 1 1, m 3, bias 3, dy 2 3 3 2
+convolution strided | C1 | | x 2 2 4 4, W0 3 2 3 3, A 2 2 3 3, B 3 2 1 1, m 3, bias 3, dy 2 3 2 2
+packed slices | K1 | scale-in-norm | x 3 5, W0 8 5, A 6 5, B 8 2, m 8, bias 8, dy 3 8
+experts per_output | X1 | norm-axis | x 3 2 5, W0 3 4 5, A 3 2 5, B 3 4 2, m 3 4, dy 3 2 4
+"""
+
+
+def others() -> list[KitCase]:
+    """Tables that are looked up, one row of them three times; images; slices; experts."""
+    settings: Options = {"plain": {"stride": 1, "padding": 0}}
+    settings |= {"strided": {"stride": 2, "padding": 1}, "slices": {"slices": [4, 2, 2]}}
     cases = []
-    for embedding, size in (("per_dimension", 4), ("per_token", 6)):
-        name = f"embedding.{embedding}"
-        inputs = drawn(name, (size,), W0=(6, 4), A=(2, 6), B=(4, 2), dy=(2, 3, 4))
-        inputs["tokens"] = np.array([[5, 0, 2], [2, 2, 1]])
-        words = ("E1", "E2"), "may", ("norm-axis",), {"embedding": embedding}
-        cases.append(KitCase(name, *words, 1.5, inputs, "embedding"))
+    for row in OTHERS.strip().splitlines():
+        name, clauses, flags, shapes = (cell.strip() for cell in row.split("|"))
+        choice, what = name.split()
+        name = f"{choice}.{what}"
+        sizes = {array: map(int, size) for array, *size in map(str.split, shapes.split(","))}
+        inputs = drawn(name, **{array: tuple(size) for array, size in sizes.items()})
+        requires = {choice: "per_output" if choice == "convolution" else what}
+        requires |= {"norm_axis": "per_output"} if choice == "packed" else {}
+        if choice == "embedding":
+            inputs["tokens"] = np.array([[5, 0, 2], [2, 2, 1]])
+        words = tuple(clauses.split()), "may", tuple(flags.split()), requires
+        rest: Options = dict(NEW) if clauses in ("K1", "X1") else {}
+        rest |= {"kind": "linear" if choice == "packed" else choice}
+        rest |= {"settings": settings.get(what, {})}
+        cases.append(KitCase(name, *words, 1.5 if choice == "embedding" else 0.75, inputs, **rest))
     return cases
-
-
-def convolutions() -> list[KitCase]:
-    """Images (n, channels, height, width) through a kernel W0 (d_out, d_in, kh, kw)."""
-    cases = []
-    for name, stride, padding, kernel in (("plain", 1, 0, (2, 3)), ("strided", 2, 1, (3, 3))):
-        name = f"convolution.{name}"
-        of_y = (2, 3, *((4 + 2 * padding - k) // stride + 1 for k in kernel))
-        of_weight = {"W0": (3, 2, *kernel), "A": (2, 2, *kernel), "B": (3, 2, 1, 1)}
-        inputs = drawn(name, (3,), x=(2, 2, 4, 4), bias=(3,), dy=of_y, **of_weight)
-        words = ("C1",), "may", (), {"convolution": "per_output"}
-        settings = {"stride": stride, "padding": padding}
-        cases.append(KitCase(name, *words, 0.75, inputs, "convolution", settings))
-    return cases
-
-
-def in_parts() -> list[KitCase]:
-    """Slices of one weight with an A of their own, and experts."""
-    name, rows = "packed.slices", {"norm_axis": "per_output", "packed": "slices"}
-    of_slices = {"W0": (8, 5), "A": (6, 5), "B": (8, 2), "bias": (8,)}  # three slices of rank 2
-    inputs = drawn(name, (8,), x=(3, 5), dy=(3, 8), **of_slices)
-    words, sizes = (("K1",), "may", ("scale-in-norm",)), {"slices": [4, 2, 2]}
-    packed = KitCase(name, *words, rows, 0.75, inputs, settings=sizes, **NEW)
-    name, each = "experts.per_output", {"experts": "per_output"}
-    of_experts = {"W0": (3, 4, 5), "A": (3, 2, 5), "B": (3, 4, 2)}
-    inputs = drawn(name, (3, 4), x=(3, 2, 5), dy=(3, 2, 4), **of_experts)
-    words = ("X1",), "may", ("norm-axis",)
-    return [packed, KitCase(name, *words, each, 0.75, inputs, "experts", **NEW)]
 
 
 def long_rows() -> list[KitCase]:

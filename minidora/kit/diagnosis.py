@@ -140,7 +140,7 @@ def _shows(name, result) -> bool:
     failed = {d.name for d in result.differences if not d.ok}
     mistake = BY_NAME.get(name)
     if mistake is None or not mistake.cells or name in FITTED:
-        return bool(failed) and case.kind != "steps"
+        return bool(failed) and "steps" not in case.gives
     groups = _groups(case, failed)
     wrong = predictions(case, mode, groups).get(name, {})
     bounds = {d.name: d for d in result.differences}

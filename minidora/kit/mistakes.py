@@ -34,6 +34,17 @@ NARROW = {
     )
 }
 
+WHOLE = {
+    # what a mistake that explains most failures of a port says of all of it
+    LORA: "this is plain LoRA: the magnitudes are not used",
+    "norm and magnitude over the other axis": "declare the other norm_axis, if that is meant",
+    "gradient is the detached one": "declare norm_grad detached, if that is meant",
+    "gradient is the exact one": "declare norm_grad exact, if that is meant",
+    "dropout of the other alternative": "declare the other dropout, if that is meant",
+    "the zero vector is dead, not unit": "declare zero_vector dead, if that is meant",
+    "the zero vector is unit, not dead": "declare zero_vector unit, if that is meant",
+}
+
 # name | cells | source, under [group clauses]; a line that ends with \ goes on
 TABLE = rf"""
 [forward D3]

@@ -65,6 +65,7 @@ class Program:
             greeting = self._ask({"op": "hello", "kit": VERSION})
             self.name = escaped(greeting.get("name") or self.command[0], 100)
             self.version = escaped(greeting.get("version") or "unknown", 100)
+            self.kit = greeting.get("kit") or VERSION
             if "alternatives" not in greeting:
                 raise Failed('"hello" was answered without "alternatives"')
             self.alternatives = check_alternatives(greeting["alternatives"])

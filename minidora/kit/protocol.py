@@ -13,6 +13,7 @@ import numpy as np
 
 VERSION = "1.1"
 """Of the kit: of the protocol, and of the cases."""
+VERSIONS = ("1.0", VERSION)
 
 Alternatives = dict[str, tuple[str, ...]]
 
@@ -232,9 +233,13 @@ def made(implementation: Any) -> Any:
 
 
 def described(adapter: Any) -> dict:
-    """{"name", "version", "alternatives"} of an adapter, checked."""
+    """{"name", "version", "kit", "alternatives"} of an adapter, checked."""
     alternatives = check_alternatives(getattr(adapter, "alternatives", None))
+    kit = getattr(adapter, "kit", VERSION)
+    if kit not in VERSIONS:
+        raise ValueError(f"kit: expected {' or '.join(VERSIONS)}, got {kit!r}")
     return {
+        "kit": kit,
         "name": escaped(getattr(adapter, "name", type(adapter).__name__), 100),
         "version": escaped(getattr(adapter, "version", "unknown"), 100),
         "alternatives": {name: list(values) for name, values in alternatives.items()},

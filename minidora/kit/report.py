@@ -8,7 +8,7 @@ from ..evidence.gradcheck import Difference, Verdict, aligned
 from .clauses import CLAUSES
 from .compare import ulps
 from .files import KitCase
-from .mistakes import MISTAKES
+from .mistakes import MISTAKES, WHOLE
 from .protocol import ANSWERS, escaped
 
 HEAD = ("case", "level", "verdict", "max rel error", "ulps", "note")
@@ -254,6 +254,8 @@ def verdict(report: Report, *, strict: bool = False) -> list[str]:
     lines += [f"UNEXPECTED PASS: {line}" for line in report.unexpected]
     for name, count in report.diagnoses.items():
         lines.append(f"diagnosis: {name} ({count} variant{'s' * (count > 1)})")
+        if name in WHOLE and 2 * count > report.count("fail"):
+            lines.append(f"the whole port: {WHOLE[name]}")
     if report.not_asked:
         lines.append(f"musts NOT ASKED: {_grouped(report.not_asked)}")
     if report.not_offered:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import KitCase
-from .protocol import ALTERNATIVES, Request, check_alternatives
+from .protocol import ALTERNATIVES, VERSION, Request, check_alternatives
 
 ABOUT, DTYPES = "implementation.json", ALTERNATIVES["dtype"]
 
@@ -26,6 +26,7 @@ class Results:
         about = _read(self.folder / ABOUT)
         self.name = str(about.get("name", self.folder.name))
         self.version = str(about.get("version", "unknown"))
+        self.kit = about.get("kit", VERSION)
         self.alternatives = check_alternatives(about.get("alternatives"))
         self._answers: dict[tuple, dict] = {}
         for path in sorted(self.folder.glob("*.json")):

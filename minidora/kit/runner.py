@@ -40,10 +40,10 @@ def run(
     alternatives that SPEC.md does not know, and for case files that were changed.
     """
     implementation = made(implementation)
-    cases = load() if cases is None else list(cases)
     about = described(implementation)
+    cases = [c for c in (load() if cases is None else cases) if c.since <= about["kit"]]
     chosen = check_alternatives(about["alternatives"])
-    report = Report(cases[0].kit if cases else "", about["name"], about["version"], chosen)
+    report = Report(about["kit"], about["name"], about["version"], chosen)
     report.selection = bool(left_out(cases))
     for variant in (v for case in cases for v in variants(case, chosen)):
         result = answered(implementation, variant, chosen)
