@@ -168,14 +168,16 @@ def keep_output() -> str:
 @block(f"{RESULTS}/conformance.md")
 def peers() -> str:
     """The matrix of implementations and clauses."""
-    from minidora.kit.peers import CLAUSES
+    from minidora.kit.clauses import CLAUSES
 
     report = file(f"{RESULTS}/conformance.json")
     rows = [row for row in report["rows"] if not row["missing"]]
     signs = {"pass": "✓", "fail": "✗", None: ""}
     head = ["clause", *[f"{row['name']} {row['version'].split(' ')[0]}" for row in rows]]
     judged = [clause for clause in CLAUSES if clause in rows[0]["clauses"]]
-    lines = [[f"{c} {CLAUSES[c]}", *[signs[row["clauses"][c]] for row in rows]] for c in judged]
+    lines = [
+        [f"{c} {CLAUSES[c].text}", *[signs[row["clauses"][c]] for row in rows]] for c in judged
+    ]
     about = f"Kit {report['kit']}, Python {report['python']}, {report['date']}."
     return f"{about}\n\n{table(head, lines, ':-:')}"
 
@@ -299,7 +301,7 @@ def headlines() -> str:
     failed = sorted(len(clauses) for clauses in failing().values())
     nan = sum("Z3" in clauses for clauses in failing().values())
     layers = file(f"{RESULTS}/conformance.json")["rows"]
-    foreign = [row for row in layers if not row["name"].startswith("minidora")]
+    foreign = [row for row in layers if not row["name"].startswith(("minidora", "dora"))]
     rank_1 = summary("sweep")["DoRA, rank 1"]["difference"]["mean"]
     rows = {
         "Hand-derived gradients against witnesses, float64, worst relative error": (
@@ -326,7 +328,7 @@ def headlines() -> str:
             "keeps",
             "speed",
         ),
-        "PEFT, torchtune, LyCORIS and mlx-lm against the kit": (
+        "PEFT, torchtune, LyCORIS, mlx-lm and AdapterHub against the kit": (
             f"{len(failed)} of {len(foreign)} layers fail {failed[0]} to {failed[-1]} clauses; "
             f"{nan} give NaN for a row of zeros",
             "conformance",

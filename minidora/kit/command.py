@@ -66,6 +66,21 @@ PORT: Options = {
     "impl": {"metavar": "MODULE:NAME", "help": "a Python port, in a process of its own"},
     "program": {"metavar": "COMMAND", "help": "JSON lines in and out; SPEC.md, part 2"},
 }
+_on = f"also after {IN_A_ROW} time-outs in a row"
+ENDS: Options = {
+    "fail-fast": {"action": "store_true", "help": "stop at the first failure that counts"},
+    "keep-going": {"action": "store_true", "help": _on},
+}
+PEER: Options = {
+    "json": REPORT["json"],
+    "peer": {"default": "", "metavar": "TEXT", "help": "those whose name has it"},
+    "python": {
+        "action": "append",
+        "default": [],
+        "metavar": "TEXT=PATH",
+        "help": "the interpreter of an environment of its own, for peers whose name has TEXT",
+    },
+}
 
 
 def add_arguments(kit: _command.Parser) -> None:
@@ -85,12 +100,8 @@ def add_arguments(kit: _command.Parser) -> None:
             parser.add_argument(f"--{name}", **settings)
 
     purpose, example = "put every case to an implementation", "--impl my_package.port:Port"
-    running = add("run", purpose, example, run_port, TIMEOUT, SELECTION, REPORT)
+    running = add("run", purpose, example, run_port, TIMEOUT, SELECTION, REPORT, ENDS)
     put(running.add_mutually_exclusive_group(required=True), PORT)
-    fast = "stop at the first failure that counts"
-    running.add_argument("--fail-fast", action="store_true", help=fast)
-    on = f"also after {IN_A_ROW} time-outs in a row"
-    running.add_argument("--keep-going", action="store_true", help=on)
     purpose = "hold files of answers against the cases"
     verifying = add("verify", purpose, "answers/", verify_files, SELECTION, REPORT)
     of_answers = "with implementation.json and a file a case"
@@ -108,17 +119,10 @@ def add_arguments(kit: _command.Parser) -> None:
     asked = "write what it was asked, lines to put into any program"
     showing.add_argument("--questions", **FILE, help=asked)
     purpose, example = "hold real implementations against every clause", "--peer peft"
-    json = {"json": REPORT["json"]}
-    comparing = add("peers", purpose, example, compare_peers, TIMEOUT, SELECTION, json)
-    comparing.add_argument("--peer", default="", metavar="TEXT", help="those whose name has it")
-    interpreter = "peers with TEXT in their name run in another environment, by its interpreter"
-    comparing.add_argument(
-        "--python", action="append", default=[], metavar="TEXT=PATH", help=interpreter
-    )
+    add("peers", purpose, example, compare_peers, TIMEOUT, SELECTION, PEER)
     purpose = "copy SPEC.md, the schema and the cases, for tests in another language"
     exporting = add("export", purpose, "vendor/dora", export_files)
-    new = "a new or an empty one"
-    exporting.add_argument("folder", type=Path, metavar="FOLDER", help=new)
+    exporting.add_argument("folder", type=Path, metavar="FOLDER", help="a new or an empty one")
     own = "default: the kit's own"
     generating = add("generate", "write the kit's cases anew", "--out cases/", generate_cases)
     generating.add_argument("--out", type=Path, metavar="FOLDER", default=FOLDER, help=own)
@@ -237,19 +241,18 @@ def show_case(arguments: Namespace) -> int:
     if not named:
         raise ValueError(f"CASE: expected a name of `minidora kit list`, got {arguments.case!r}")
     (case,) = selected(named, {"dtype": arguments.dtype})
-    is_put = arguments.impl or arguments.program
-    if arguments.questions and not is_put:
+    pages, code = [explain.case(case)], 0
+    if arguments.impl or arguments.program:
+        with port(arguments) as program:
+            found, answers, questions = explain.answered(program, case)
+        if arguments.questions:
+            write_whole(arguments.questions, questions.encode())
+        pages += [answers, f"again: {again(arguments, case.name, arguments.dtype)}"]
+        code = 1 if found.count("fail") else 0
+    elif arguments.questions:
         raise ValueError("--questions: expected --impl or --program, to which they are put")
-    print(explain.case(case))
-    if not is_put:
-        return 0
-    with port(arguments) as program:
-        found, answers, questions = explain.answered(program, case)
-    print(answers)
-    if arguments.questions:
-        write_whole(arguments.questions, questions.encode())
-    print(f"again: {again(arguments, case.name, arguments.dtype)}")
-    return 1 if found.count("fail") else 0
+    print(*pages, sep="\n")
+    return code
 
 
 def compare_peers(arguments: Namespace) -> int:

@@ -121,7 +121,7 @@ def special(axis: str) -> list[KitCase]:
     single = {"d_in": 1, "rank": 1} if by_rows else {"d_out": 1, "rank": 1}
     initial: Options = {"gives": ("init", "forward", "merge", "backward")}
     room = {"float64": 1e-6, "float32": 1e-5, "bfloat16": 3e-2}  # for an eps of 1e-11
-    tiny: Options = {"change": lambda p: {n: p[n] / 2**20 for n in ("W0", "B")}}
+    tiny: Options = {"change": lambda p: {n: p[n] / 2**20 for n in ("W0", "B")}, "bias": False}
     tiny["options"] = {"dtypes": tuple(room), "tolerances": room, **NEW}
     larger, start_flags = "bias-scaled magnitude-not-trained", "norm-axis magnitude-not-trained"
     return [

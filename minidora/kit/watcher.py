@@ -70,7 +70,7 @@ def become(command: list[str], watcher: int) -> NoReturn:
     try:
         os.execvp(command[0], command)
     except OSError as error:
-        os.write(2, f"{command[0]} does not start: {error.strerror}\n".encode())
+        os.write(2, f"{command[0]} does not start: {error.strerror}\n".encode(errors="replace"))
     os._exit(127)
 
 
@@ -97,7 +97,7 @@ def end_all(program: int) -> None:
                     pass  # it has ended
             reaped(0)
             time.sleep(pause)
-            pause = min(2 * pause, 0.1)
+            pause = min(2 * pause, 0.05)
     except ChildProcessError:
         pass
 
