@@ -435,9 +435,13 @@ def behind(factor, gradient):
     return around
 
 
+EXPANDED = "c² put together from ‖w0‖², 2 w0·d and ‖d‖², whose digits cancel"
+DEAD = "the zero vector is dead, not unit"  # m is too small for an eps or a floor
 ALSO = {
-    "the squares of the norm cancelled to 0 or less": "c² put together from ‖w0‖², 2 w0·d and ‖d‖², whose digits cancel",
-    "the norm is kept above a floor that is too high": "the zero vector is dead, not unit",
+    "the squares of the norm cancelled to 0 or less": EXPANDED,
+    "the norm is kept above a floor that is too high": DEAD,
+    "an eps beside the norm is too large": DEAD,
+    "an eps under the norm's root is too large": DEAD,
 }
 
 

@@ -289,12 +289,12 @@ def test_an_adapter_runs_in_a_process_of_its_own(capsys):
     command = ["kit", "run", "--impl", "test_kit_program:Printing", "--only", "per_output"]
     assert main(command) == 1
     out = capsys.readouterr().out
-    assert "printer 2.0 does NOT pass a selection of kit 1.0" in out and "exit code 5" in out
+    assert "printer 2.0 does NOT pass a selection of kit 1.1" in out and "exit code 5" in out
     assert "\nmerging" not in out and "plain.per_output exact float64" in out
 
 
 def test_serve_answers_as_the_protocol_says():
-    question = {"op": "hello", "id": 1, "kit": "1.0"}
+    question = {"op": "hello", "id": 1, "kit": "1.1"}
     assert answer(Port(), question)["alternatives"]["norm_grad"] == ["exact", "detached"]
     W0 = [[3.0, 4.0]]
     asked = {"op": "init_magnitude", "case": "x", "dtype": "float64", "W0": W0, "A": [[0.0, 0.0]]}
@@ -371,11 +371,11 @@ def test_files_of_answers_are_verified(tmp_path, capsys):
     write_results(tmp_path / "results", few)
     assert main(["kit", "verify", str(tmp_path / "results"), "--all"]) == 0
     out = capsys.readouterr().out
-    assert "NOT ANSWERED: after_steps (4)" in out  # two optimizers, exact and detached
+    assert "NOT ANSWERED: after_steps (6)" in out  # three times two steps, exact and detached
     assert main(["kit", "verify", str(tmp_path / "results"), "--strict"]) == 1
     capsys.readouterr()
     assert (
-        "filed 3 conforms to kit 1.0 as far as it was asked" in out
+        "filed 3 conforms to kit 1.1 as far as it was asked" in out
         and "no file answers steps_sgd.per_output" in out
     )
     path = tmp_path / "results" / "plain.per_output exact.json"
@@ -464,7 +464,7 @@ def test_the_report_as_text_json_and_markdown(cases):
     table = text(report, everything=True)
     assert table.splitlines()[0].split()[:3] == ["case", "level", "verdict"]
     assert (
-        "twice | the bias unknown does NOT pass a selection of kit 1.0: 1 pass, 2 fail, 0 skip"
+        "twice | the bias unknown does NOT pass a selection of kit 1.1: 1 pass, 2 fail, 0 skip"
         in table
     )
     assert "diagnosis: bias added twice (in the forward pass alone)" not in table

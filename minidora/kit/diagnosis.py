@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..evidence.gradcheck import Difference
+from .clauses import CLAUSES
 from .compare import as_array
 from .files import KitCase
 from .mistakes import (
@@ -191,11 +192,18 @@ def predictions(
     """
     arrays = case.inputs if m is None else case.inputs | {"m": np.array(m)}
     shown = {}
-    for mistake in (m for m in MISTAKES if m.group in groups and m.name not in FITTED):
+    for mistake in (m for m in MISTAKES if m.group in groups and _possible(m, case)):
         wrong = _predicted(case, mistake, mode, groups, arrays)
         if wrong:
             shown[mistake.name] = wrong
     return shown
+
+
+def _possible(mistake: Mistake, case: KitCase) -> bool:
+    """Whether the case has the setting that all clauses of a mistake are about."""
+    settings = {CLAUSES[clause].alternative for clause in mistake.clauses}
+    about_all = {"", "norm_axis", "norm_grad", "dtype"}
+    return mistake.name not in FITTED and not settings.isdisjoint(about_all | case.requires.keys())
 
 
 def _predicted(case, mistake: Mistake, mode, groups, arrays) -> dict:
