@@ -164,6 +164,7 @@ def without(packages, line, folder):
         ("mpmath", "test", "kit generate --out new"),
         ("safetensors", "train", "kit generate --out new"),
         ("torch", "torch", "kit run --impl minidora.kit.adapters.pytorch_layers:Module"),
+        ("junitparser", "kit", f"kit run --impl {TEXTBOOK} --junit new"),
     ],
 )
 def test_what_is_missing_is_named_with_the_command_that_installs_it(package, extra, line, tmp_path):

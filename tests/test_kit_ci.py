@@ -72,6 +72,19 @@ class Unfeeling(Untrained):
         return gradients | ({} if r.bias is not None else {"dx": 0 * gradients["dx"]})
 
 
+class Raising(Untrained):
+    """And raises at one question."""
+
+    def forward(self, r):
+        if r.case == "tall.per_output":
+            raise MemoryError
+        return super().forward(r)
+
+
+class Unmerged(Port):
+    merge = None
+
+
 class NotFinite(Port):
     """0/0 at a vector of V that is zero, and nothing else wrong."""
 
@@ -115,6 +128,7 @@ def run_line(*line):
         (left_out("scaling"), {"S2": "scaling"}, {"Q1"}),
         (left_out("norm_grad"), dict.fromkeys(GRADIENTS, "norm_grad"), {"Q1"}),
         (ported(without=("merge",)), {"M1": "merge"}, {"Q1"}),
+        (left_out("norm_grad", Unmerged), {"M1": "merge", "G1": "norm_grad"}, {"Q1"}),
         (ported(without=("init_magnitude",)), {"I1": "init_magnitude"}, {"Q1"}),
         (ported(dropout=[], scaling=()), {}, {"P1", "P2", "S2", "Q1"}),
         (ported(dtype="float16"), {"D6": "dtype"}, set()),  # another dtype is no excuse
@@ -247,6 +261,8 @@ ZERO = "zero_still.unit.per_output\n"  # whose failure has no diagnosis
         (Untrained(), "", 1, "does NOT conform to kit"),
         (Untrained(), f"{ZERO}G5 float32", 1, "does NOT conform to kit"),
         (Untrained(), f"{ZERO}\nG5 exact\nG5 detached\n# no more", 0, "as expected"),
+        (Raising(), f"{ZERO}G5", 1, "does NOT conform to kit"),
+        (Raising(), f"{ZERO}G5\ntall.per_output", 0, "as expected"),
         (Unfeeling(), f"{ZERO}G5", 1, "does NOT conform to kit"),  # one more is broken
         (Unfeeling(), f"{ZERO}G5\nG4", 0, "as expected"),
         (Unfeeling(), f"{ZERO}G5 G4", 0, "as expected"),
@@ -259,8 +275,11 @@ ZERO = "zero_still.unit.per_output\n"  # whose failure has no diagnosis
 )
 def test_expected_failures_by_case_and_clause(kit, tmp_path, port, lines, code, words):
     (tmp_path / "x.txt").write_text(lines)
-    got, out, _ = kit(port, *run_line("--xfail", tmp_path / "x.txt"))
+    files = ("--xfail", tmp_path / "x.txt", "--json", tmp_path / "r.json")
+    got, out, _ = kit(port, *run_line(*files))
     assert got == code and words in out
+    document = json.loads((tmp_path / "r.json").read_text())
+    assert document["passes"] == (not code) and document["conforms"] == ("conforms to" in out)
 
 
 def test_a_case_that_is_expected_to_fail_is_no_other(kit, tmp_path):
@@ -329,7 +348,9 @@ def test_fail_fast_stops_at_the_first_failure_that_counts(kit, tmp_path):
     (tmp_path / "x.txt").write_text("m_signs.per_output\n")
     expected = results("--fail-fast", "--xfail", tmp_path / "x.txt")
     assert expected == (False, ["one_vector.per_output"])
-    assert "STOPPED: at the first failure" in kit(Slipping(), *run_line("--fail-fast"))[1]
+    (tmp_path / "x.txt").write_text("D4\n")  # which fails later
+    out = kit(Slipping(), *run_line("--fail-fast", "--xfail", tmp_path / "x.txt", "--strict"))[1]
+    assert "STOPPED: at the first failure" in out and "UNEXPECTED" not in out
 
 
 @pytest.mark.parametrize("no_color", ["", "1"])

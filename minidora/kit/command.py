@@ -241,19 +241,18 @@ def show_case(arguments: Namespace) -> int:
     if not named:
         raise ValueError(f"CASE: expected a name of `minidora kit list`, got {arguments.case!r}")
     (case,) = selected(named, {"dtype": arguments.dtype})
-    is_put = arguments.impl or arguments.program
-    if arguments.questions and not is_put:
+    pages, code = [explain.case(case)], 0
+    if arguments.impl or arguments.program:
+        with port(arguments) as program:
+            found, answers, questions = explain.answered(program, case)
+        if arguments.questions:
+            write_whole(arguments.questions, questions.encode())
+        pages += [answers, f"again: {again(arguments, case.name, arguments.dtype)}"]
+        code = 1 if found.count("fail") else 0
+    elif arguments.questions:
         raise ValueError("--questions: expected --impl or --program, to which they are put")
-    print(explain.case(case))
-    if not is_put:
-        return 0
-    with port(arguments) as program:
-        found, answers, questions = explain.answered(program, case)
-    print(answers)
-    if arguments.questions:
-        write_whole(arguments.questions, questions.encode())
-    print(f"again: {again(arguments, case.name, arguments.dtype)}")
-    return 1 if found.count("fail") else 0
+    print(*pages, sep="\n")
+    return code
 
 
 def compare_peers(arguments: Namespace) -> int:

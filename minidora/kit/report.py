@@ -84,13 +84,14 @@ class CaseResult(Verdict):
 
     @property
     def broken(self) -> set[str]:
-        """The clauses that it breaks: the diagnosed mistake's, or those its outputs show."""
+        """The clauses that it breaks: the mistake's or the outputs', and what an error left out."""
         clauses = set(self.variant.case.clauses)
         if self.status not in ("fail", "xfail"):
             return set()
         named = self.diagnoses[0].partition(" (in ")[0] if self.diagnoses else ""
         shown = {c for c in clauses if any(not d.ok for d in self.shows(c))}
-        return BREAKS.get(named) or shown or clauses  # it raised, or said nothing
+        silent = {c for c in clauses if self.errors and not self.shows(c)}
+        return (BREAKS.get(named) or shown) | silent or clauses
 
 
 @dataclass
@@ -161,7 +162,7 @@ class Report:
         if result.variant.dtype not in self.alternatives["dtype"]:
             missing.append("dtype")
         shown = CLAUSES[clause].shows_in
-        asked = [op for op in result.unanswered if ANSWERS.get(op, "dA") in shown]
+        asked = [op for op in result.unanswered if op not in ANSWERS or ANSWERS[op] in shown]
         return (said or missing or asked or ["norm_grad"])[0], bool(said)
 
     def passes(self, *, strict: bool = False) -> bool:

@@ -32,7 +32,7 @@ def command(target: Any, python: str = sys.executable) -> list[str]:
         except Exception as error:  # each type has its own
             expected = '"package.module:Adapter", or what can be pickled'
             raise ValueError(f"implementation: expected {expected}, got {error}") from None
-    path = f"sys.path[:] = {sys.path}; " if python == sys.executable else ""
+    path = f"sys.path[:] = {[str(p) for p in sys.path]}; " if python == sys.executable else ""
     code = f"import sys; {path}from {__name__} import main; main(sys.argv[1])"
     return [python, "-c", code, target]
 

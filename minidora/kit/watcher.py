@@ -97,7 +97,7 @@ def end_all(program: int) -> None:
                     pass  # it has ended
             reaped(0)
             time.sleep(pause)
-            pause = min(2 * pause, 0.1)
+            pause = min(2 * pause, 0.05)
     except ChildProcessError:
         pass
 
