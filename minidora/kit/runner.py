@@ -157,9 +157,10 @@ class _Talk:
                 self.got["m"] = m
             if "m" not in case.inputs:
                 W0, by_column = case.inputs["W0"], case.requires["norm_axis"] == "per_input"
-                self.inputs["m"] = self.numbers("m", m, W0[0] if by_column else W0[:, 0])
-                if self.inputs["m"] is None:
+                own = self.numbers("m", m, W0[0] if by_column else W0[:, 0])
+                if own is None:
                     return
+                self.inputs["m"] = own
         for op in ("forward", "merge"):
             if op in case.gives:
                 answer = self.ask(op)
