@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from minidora.kit.report import verdict
 from minidora.kit.sheet import after_steps, answers
 
 KIT = Path(files.__file__).parent
+LORA = "plain LoRA, its gradients too"
 # the questions and answers of kit 1.0
 OF_1_0 = "cb8eaaa0402b7d2c5796d89baa94e472f1e95a06ab063ed79269a49f7044351e"
 SPEC = (KIT / "SPEC.md").read_text(encoding="utf-8")
@@ -392,7 +394,36 @@ def test_every_mistake_is_planted():
     assert {clause for m in MISTAKES for clause in m.clauses} <= CLAUSES.keys()
 
 
-LORA = "plain LoRA, its gradients too"
+NOTICED_BY = {
+    # the cases of 1.1, and what they are there to notice
+    "three_leading": "",
+    "tiny_norm": "the norm is kept above a floor that is too high",
+    "cancels_closely": "c² put together from ‖w0‖², 2 w0·d and ‖d‖², whose digits cancel",
+    "steps_16_bits": "norm kept from before the step",
+    "strength_two": "strength clamped to [0, 1]",
+    "strength_below_zero": "strength clamped to [0, 1]",
+    "disabled": "switched off by a scale of 0, m/‖w0‖ remains",
+    "nonzero_start": "m starts at the norms of W0, not of V",
+    "adapters": "the second adapter's norm is of a weight that has the first",
+    "sharded": "dA or dB: one rank's alone, the sum over ranks is missing",
+    "packed": "every slice takes the first one's A",
+    "experts": "one norm over all experts",
+}
+TWO = "((r.x.shape[0], r.x[0, ..., 0].size) if r.x.ndim > 3 else r.x.shape[:-1])"  # leading ones
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_each_new_case_notices_what_it_is_for(cases, dtype):
+    new = [case for case in cases if case.since == "1.1"]
+    assert {case.name.partition(".")[0] for case in new} == NOTICED_BY.keys()
+    by_label = {bug.label: bug for bug in bugs()}
+    by_label[""] = Bug("", [("*r.x.shape[:-1], len(r.B)", f"*{TWO}, len(r.B)")])
+    for stem, label in NOTICED_BY.items():
+        these = [c for c in new if c.name.partition(".")[0] == stem and dtype in c.dtypes]
+        report = report_of(replace(by_label[label], dtype=dtype), these)
+        assert {r.variant.case.name for r in failures(report)} == {c.name for c in these}
+
+
 UNPLANTED = {"the zero vector is unit, not dead"}
 
 
