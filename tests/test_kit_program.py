@@ -20,7 +20,7 @@ from minidora.kit import program as program_module
 from minidora.kit.formats import as_json, markdown
 from minidora.kit.program import Failed
 from minidora.kit.progress import Progress
-from minidora.kit.protocol import VERSION, load_adapter
+from minidora.kit.protocol import VERSION, check_alternatives, load_adapter
 from minidora.kit.report import text
 from minidora.kit.results import Results
 from minidora.kit.serve import answer, plain
@@ -185,16 +185,22 @@ def test_no_process_is_left_and_no_time_lost(program, cases, left, mischief):
     assert time.monotonic() - start < 4 and left() == []
 
 
+ELSEWHERE = """
+import runpy, sys
+def absent(*_):
+    raise OSError
+main = runpy.run_path(sys.argv[1])["main"]
+main.__globals__.update(prctl=lambda *_: None, open=absent)
+main(sys.argv[2:])
+"""
+
+
 @linux
 def test_elsewhere_the_group_is_ended_and_nobody_waits_for_others(
     program, cases, left, monkeypatch
 ):
-    path = program_module.WATCHED[-1]
-    without = f"import runpy, sys; all = runpy.run_path({path!r}); main = all['main']; "
-    without += "main.__globals__.update(prctl=lambda *_: 0, children=lambda program: [-program]); "
-    monkeypatch.setattr(
-        program_module, "WATCHED", [sys.executable, "-c", without + "main(sys.argv[1:])"]
-    )
+    words = [sys.executable, "-c", ELSEWHERE, program_module.WATCHED[-1]]
+    monkeypatch.setattr(program_module, "WATCHED", words)
     mischief = f"{AWAY}; subprocess.Popen(['sleep', '60']); time.sleep(60)"
     with hasty(program(mischief, LIGHT)) as port:
         start = time.monotonic()
@@ -353,6 +359,7 @@ def test_bfloat16_arrays_are_numbers():
         ("print('hello', flush=True); input()", "not JSON: hello"),
         ("input(); print('{\"id\": 1}', flush=True); input()", 'without "alternatives"'),
         ('input(); print(\'{"id": 1, "error": "no"}\', flush=True); input()', "no"),
+        ('input(); print(\'{"id": 1, "unsupported": "hello"}\', flush=True); input()', "without"),
     ],
 )
 def test_a_program_that_does_not_say_hello(program, source, message, capsys):
@@ -379,6 +386,12 @@ def test_unknown_alternatives_of_a_program(program):
     hello = '{"id": 1, "alternatives": {"norm_axis": "columns"}}'
     with pytest.raises(ValueError, match="expected 'per_output' or 'per_input', got 'columns'"):
         Program(program("", f"input(); print({hello!r}, flush=True); input()"))
+    with pytest.raises(ValueError, match="got 'zz*\\.\\.\\.$"):
+        check_alternatives({"norm_grad": "z" * 1000})
+    assert check_alternatives({"norm_grad": ["exact"] * 9})["norm_grad"] == ("exact",)
+    for nothing in ("", " ", "'node", []):
+        with pytest.raises(ValueError, match="--program: expected a command, got "):
+            Program(nothing)
 
 
 # Python adapters

@@ -166,25 +166,31 @@ class Implementation(Protocol):
 def check_alternatives(chosen: Any) -> Alternatives:
     """What an implementation says it chooses, each as a tuple, the defaults filled in."""
     if not isinstance(chosen, dict):
-        raise ValueError(f"alternatives: expected a dict or JSON object, got {chosen!r}")
+        raise ValueError(f"alternatives: expected a dict or JSON object, got {_shown(chosen)}")
     checked = {}
     for name, value in {**DEFAULTS, **chosen}.items():
         values = (value,) if isinstance(value, str) else value
         if name not in ALTERNATIVES:
             raise ValueError(
-                f"alternatives: expected names from {list(ALTERNATIVES)}, got {name!r}"
+                f"alternatives: expected names from {list(ALTERNATIVES)}, got {_shown(name)}"
             )
         none_of_it = name in NONE_OF_IT and isinstance(value, list | tuple)
         if not isinstance(values, list | tuple) or not (values or none_of_it):
             raise ValueError(
-                f"alternatives[{name!r}]: expected a name or a list of names, got {value!r}"
+                f"alternatives[{name!r}]: expected a name or a list of names, got {_shown(value)}"
             )
         unknown = [v for v in values if v not in ALTERNATIVES[name]]
         if unknown:
             expected = " or ".join(map(repr, ALTERNATIVES[name]))
-            raise ValueError(f"alternatives[{name!r}]: expected {expected}, got {unknown[0]!r}")
-        checked[name] = tuple(values)
+            raise ValueError(
+                f"alternatives[{name!r}]: expected {expected}, got {_shown(unknown[0])}"
+            )
+        checked[name] = tuple(dict.fromkeys(values))
     return checked
+
+
+def _shown(value: Any) -> str:
+    return escaped(repr(value), 100)
 
 
 def escaped(text: Any, length: int = 300) -> str:

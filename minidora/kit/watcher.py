@@ -70,7 +70,7 @@ def become(command: list[str], watcher: int) -> NoReturn:
     try:
         os.execvp(command[0], command)
     except OSError as error:
-        os.write(2, f"{command[0]} does not start: {error.strerror}\n".encode())
+        os.write(2, f"{command[0]} does not start: {error.strerror}\n".encode(errors="replace"))
     os._exit(127)
 
 
