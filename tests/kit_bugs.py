@@ -402,6 +402,22 @@ def overwriting(port):
     return Overwriting
 
 
+def over_experts(port):
+    """The norms of all experts' vectors taken as one."""
+
+    class OverExperts(port):
+        def parts(self, r):
+            parts = super().parts(r)
+            if r.kind == "experts":
+                lengths = [self.length(p.W0 + p.scale * p.B @ p.A) for p in parts]
+                whole = np.sqrt(sum(length**2 for length in lengths))
+                pairs = zip(parts, lengths, strict=True)
+                parts = [replace(p, m=p.m * length / whole) for p, length in pairs]
+            return parts
+
+    return OverExperts
+
+
 def behind(factor, gradient):
     """A gradient computed with a factor as it was at the backward pass before."""
 
@@ -435,9 +451,13 @@ def behind(factor, gradient):
     return around
 
 
+EXPANDED = "c² put together from ‖w0‖², 2 w0·d and ‖d‖², whose digits cancel"
+DEAD = "the zero vector is dead, not unit"  # m is too small for an eps or a floor
 ALSO = {
-    "the squares of the norm cancelled to 0 or less": "c² put together from ‖w0‖², 2 w0·d and ‖d‖², whose digits cancel",
-    "the norm is kept above a floor that is too high": "the zero vector is dead, not unit",
+    "the squares of the norm cancelled to 0 or less": EXPANDED,
+    "the norm is kept above a floor that is too high": DEAD,
+    "an eps beside the norm is too large": DEAD,
+    "an eps under the norm's root is too large": DEAD,
 }
 
 
@@ -470,6 +490,7 @@ AROUND = {
     "merged weight kept from before the step, by forward": keeping("forward"),
     "a merged weight from before the last step": keeping("forward", always=True),
     "merging overwrote W0": overwriting,
+    "one norm over all experts": over_experts,
     "dA: with B from before the step": behind("B", "dA"),
     "dB: with A from before the step": behind("A", "dB"),
     "answers look like float32; declare dtype": rounding("float32"),

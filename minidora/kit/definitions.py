@@ -20,9 +20,7 @@ Options = dict[str, Any]
 AXES = ("per_output", "per_input")
 
 
-def draw(
-    name: str, array: str, shape: tuple[int, ...], low: int = -96, high: int = 96
-) -> np.ndarray:
+def draw(name: str, array: str, shape: tuple, low: int = -96, high: int = 96) -> NDArray:
     """Numbers k/32, k from low to high without 0, out of a hash of the names."""
     size = int(np.prod(shape))
     digest = hashlib.shake_256(f"{name}/{array}".encode()).digest(4 * size)
@@ -118,15 +116,13 @@ def special(axis: str) -> list[KitCase]:
         m[0], m[-1] = 0.0, -m[-1]
         return {"m": m}
 
-    def smaller(inputs):
-        return {name: inputs[name] * 2.0**-20 for name in ("W0", "B")}
-
     case, by_rows = partial(case_of, axis), axis == "per_output"
     of_start = {"d_out": 5, "d_in": 3} if by_rows else {"d_out": 3, "d_in": 5}
     single = {"d_in": 1, "rank": 1} if by_rows else {"d_out": 1, "rank": 1}
     initial: Options = {"gives": ("init", "forward", "merge", "backward")}
     room = {"float64": 1e-6, "float32": 1e-5, "bfloat16": 3e-2}  # for an eps of 1e-11
-    tiny: Options = {"dtypes": tuple(room), "tolerances": room, **NEW}
+    tiny: Options = {"change": lambda p: {n: p[n] / 2**20 for n in ("W0", "B")}, "bias": False}
+    tiny["options"] = {"dtypes": tuple(room), "tolerances": room, **NEW}
     larger, start_flags = "bias-scaled magnitude-not-trained", "norm-axis magnitude-not-trained"
     return [
         case("b_zero", "G2 G3", "norm-gradient", change=lambda p: {"B": 0 * p["B"]}),
@@ -135,7 +131,7 @@ def special(axis: str) -> list[KitCase]:
         case("m_large", "D4 G1", larger, change=lambda p: {"m": p["m"] + 4}),
         case("scale_zero", "S1 D4", "strength", scale=0.0),
         case("one_entry", "G2", "norm-gradient", options={"dtypes": WIDE}, **single),
-        case("tiny_norm", "D3", "norm-clamped", bias=False, change=smaller, options=tiny),
+        case("tiny_norm", "D3", "norm-clamped", **tiny),
     ]
 
 
@@ -252,17 +248,14 @@ def optional(axis: str) -> list[KitCase]:
         options, shape = {"settings": {"ranks": 2}, **NEW}, {"d_out": 6, "d_in": 4}
         return case(f"sharded.{side}", "R1", "norm-axis", "shards", side, options, **shape)
 
-    def transpose(inputs):
-        return {"W0": np.ascontiguousarray(inputs["W0"].T)}
-
     layout = ("transposed", "L1", "transposed-weight", "layout", "in_out", {})
     begun = forward | {"gives": ("init", "forward", "merge")}
-    of_V = case("init_of_V", "I3", "magnitude-not-trained", "init", "norm_of_V", begun)
+    of_V = case("nonzero_start", "I3", "magnitude-not-trained", "init", "norm_of_V", begun)
     del of_V.inputs["m"]
     off = case("disabled", "S4", "strength", "disabling", "base", NEW | {"gives": ("forward",)})
     more = [strength("two", 2.0, **NEW), strength("below_zero", -0.5, **NEW), off, of_V]
     more += [two("in_turn"), two("summed"), sharded("d_in"), sharded("d_out")]
-    turned = case(*layout, change=transpose, d_out=3)
+    turned = case(*layout, change=lambda p: {"W0": np.ascontiguousarray(p["W0"].T)}, d_out=3)
     return [turned, strength("zero", 0.0), strength("half", 0.5), *more]
 
 
@@ -319,8 +312,7 @@ def long_rows() -> list[KitCase]:
         ("stagnate", "per_output", 1.0, ("bfloat16",)),  # a sum of ones stops at 256
         ("overflow", "per_input", 8.0, ("float16",)),
     ):
-        name = f"long_{name}.{axis}"
-        length = 2048
+        name, length = f"long_{name}.{axis}", 2048
         vectors = value * np.stack([np.ones(length), draw(name, "W0", (length,), 16, 48)])
         W0 = vectors if axis == "per_output" else vectors.T
         d_out, d_in = W0.shape
