@@ -402,6 +402,22 @@ def overwriting(port):
     return Overwriting
 
 
+def over_experts(port):
+    """The norms of all experts' vectors taken as one."""
+
+    class OverExperts(port):
+        def parts(self, r):
+            parts = super().parts(r)
+            if r.kind == "experts":
+                lengths = [self.length(p.W0 + p.scale * p.B @ p.A) for p in parts]
+                whole = np.sqrt(sum(length**2 for length in lengths))
+                pairs = zip(parts, lengths, strict=True)
+                parts = [replace(p, m=p.m * length / whole) for p, length in pairs]
+            return parts
+
+    return OverExperts
+
+
 def behind(factor, gradient):
     """A gradient computed with a factor as it was at the backward pass before."""
 
@@ -474,6 +490,7 @@ AROUND = {
     "merged weight kept from before the step, by forward": keeping("forward"),
     "a merged weight from before the last step": keeping("forward", always=True),
     "merging overwrote W0": overwriting,
+    "one norm over all experts": over_experts,
     "dA: with B from before the step": behind("B", "dA"),
     "dB: with A from before the step": behind("A", "dB"),
     "answers look like float32; declare dtype": rounding("float32"),

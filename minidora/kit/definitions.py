@@ -20,9 +20,7 @@ Options = dict[str, Any]
 AXES = ("per_output", "per_input")
 
 
-def draw(
-    name: str, array: str, shape: tuple[int, ...], low: int = -96, high: int = 96
-) -> np.ndarray:
+def draw(name: str, array: str, shape: tuple, low: int = -96, high: int = 96) -> NDArray:
     """Numbers k/32, k from low to high without 0, out of a hash of the names."""
     size = int(np.prod(shape))
     digest = hashlib.shake_256(f"{name}/{array}".encode()).digest(4 * size)
@@ -123,7 +121,8 @@ def special(axis: str) -> list[KitCase]:
     single = {"d_in": 1, "rank": 1} if by_rows else {"d_out": 1, "rank": 1}
     initial: Options = {"gives": ("init", "forward", "merge", "backward")}
     room = {"float64": 1e-6, "float32": 1e-5, "bfloat16": 3e-2}  # for an eps of 1e-11
-    tiny: Options = {"dtypes": tuple(room), "tolerances": room, **NEW}
+    tiny: Options = {"change": lambda p: {n: p[n] / 2**20 for n in ("W0", "B")}, "bias": False}
+    tiny["options"] = {"dtypes": tuple(room), "tolerances": room, **NEW}
     larger, start_flags = "bias-scaled magnitude-not-trained", "norm-axis magnitude-not-trained"
     return [
         case("b_zero", "G2 G3", "norm-gradient", change=lambda p: {"B": 0 * p["B"]}),
@@ -132,14 +131,7 @@ def special(axis: str) -> list[KitCase]:
         case("m_large", "D4 G1", larger, change=lambda p: {"m": p["m"] + 4}),
         case("scale_zero", "S1 D4", "strength", scale=0.0),
         case("one_entry", "G2", "norm-gradient", options={"dtypes": WIDE}, **single),
-        case(
-            "tiny_norm",
-            "D3",
-            "norm-clamped",
-            bias=False,
-            change=lambda p: {n: p[n] / 2**20 for n in ("W0", "B")},
-            options=tiny,
-        ),
+        case("tiny_norm", "D3", "norm-clamped", **tiny),
     ]
 
 
@@ -258,7 +250,7 @@ def optional(axis: str) -> list[KitCase]:
 
     layout = ("transposed", "L1", "transposed-weight", "layout", "in_out", {})
     begun = forward | {"gives": ("init", "forward", "merge")}
-    of_V = case("init_of_V", "I3", "magnitude-not-trained", "init", "norm_of_V", begun)
+    of_V = case("nonzero_start", "I3", "magnitude-not-trained", "init", "norm_of_V", begun)
     del of_V.inputs["m"]
     off = case("disabled", "S4", "strength", "disabling", "base", NEW | {"gives": ("forward",)})
     more = [strength("two", 2.0, **NEW), strength("below_zero", -0.5, **NEW), off, of_V]

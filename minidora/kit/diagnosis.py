@@ -24,6 +24,7 @@ from .mistakes import (
     ROOTED_EPS,
     Mistake,
 )
+from .protocol import in_dtype
 from .sheet import IMPOSSIBLE, OUTPUTS, Sheet, after_steps, answers, given, in_parts, transposed
 
 SMALL = 1e-3  # the size below which an output is judged absolutely: it may be rounding alone
@@ -74,15 +75,16 @@ def diagnose(
     for name, wrong in _candidates(case, mode, groups, arrays):
         if name == HALF and dtype != "float16" or not failed & wrong.keys():
             continue
-        matched = {
-            n for n in failed if _match(arrays[n], wrong.get(n, right[n]), right[n], tolerance)
-        }
-        if failed <= matched:
-            others = set(asked) - failed
-            if all(alike(arrays[n], wrong.get(n, right[n]), tolerance) for n in others):
-                names.append(name)
-            elif len(failed) == 1 and failed & ALONE.keys():
-                alone.append(f"{name} ({ALONE[min(failed)]})")
+        given_by = right | wrong  # all that was asked for
+        far = all(
+            _apart(arrays[n], given_by[n]) <= AWAY * _apart(right[n], given_by[n]) for n in failed
+        )
+        if not far or not all(alike(arrays[n], given_by[n], tolerance) for n in failed):
+            continue
+        if all(alike(arrays[n], given_by[n], tolerance) for n in asked):
+            names.append(name)
+        elif len(failed) == 1 and failed & ALONE.keys():
+            alone.append(f"{name} ({ALONE[min(failed)]})")
     if not names and "D5" in case.clauses and _lengths(case, arrays) is not None:
         return [EXPANDED]
     return list(dict.fromkeys(names)) or alone
@@ -123,11 +125,10 @@ def _rank(name, of_name, results) -> tuple:
         for i, result in enumerate(results)
         if i in of_name or _family(result) in families and _shows(name, result)
     ]
-    mistake, first = BY_NAME.get(name.partition(" (in ")[0]), results[min(of_name)]
+    mistake, first = BY_NAME[name.partition(" (in ")[0]], results[min(of_name)]
     group = _groups(first.variant.case, {d.name for d in first.differences if not d.ok})[0]
-    fits = mistake is not None and mistake.group == group
     about = sum(bool(set(results[i].variant.case.clauses) & set(mistake.clauses)) for i in of_name)
-    return len(of_name) / len(shows), fits, about, name
+    return len(of_name) / len(shows), mistake.group == group, about, name
 
 
 def _family(result):
@@ -229,11 +230,6 @@ def _apart(a, b) -> float:
     return float(np.abs(a - b)[finite].max(initial=0))
 
 
-def _match(got, wrong, right, tolerance) -> bool:
-    """Whether a wrong answer is a mistake's, and well away from the right one."""
-    return alike(got, wrong, tolerance) and _apart(got, wrong) <= AWAY * _apart(wrong, right)
-
-
 def alike(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
     """Whether two arrays agree, NaN and infinities in the same places included."""
     finite = np.isfinite(b)
@@ -245,17 +241,9 @@ def _narrow(dtype, arrays, failed, differences) -> str:
     worst = max(d.max_rel for d in differences)
     for name, (narrow, wider, bound) in NARROW.items():
         if dtype in wider and worst <= bound:
-            if all(np.array_equal(_rounded(arrays[n], narrow), arrays[n]) for n in failed):
+            if all(np.array_equal(in_dtype(arrays[n], narrow, n), arrays[n]) for n in failed):
                 return name
     return ""
-
-
-def _rounded(array, dtype):
-    """The nearest numbers of a dtype."""
-    if dtype == "bfloat16":
-        exponent = np.frexp(array)[1]
-        return np.ldexp(np.rint(np.ldexp(array, 8 - exponent)), exponent - 8)
-    return array.astype(dtype).astype(np.float64)
 
 
 def _fits(case: KitCase, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:

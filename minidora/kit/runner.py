@@ -41,11 +41,12 @@ def run(
     """
     implementation = made(implementation)
     about = described(implementation)
-    cases = [c for c in (load() if cases is None else cases) if c.since <= about["kit"]]
+    cases = load() if cases is None else list(cases)
     chosen = check_alternatives(about["alternatives"])
     report = Report(about["kit"], about["name"], about["version"], chosen)
     report.selection = bool(left_out(cases))
-    for variant in (v for case in cases for v in variants(case, chosen)):
+    asked = [case for case in cases if case.since <= about["kit"]]
+    for variant in (v for case in asked for v in variants(case, chosen)):
         result = answered(implementation, variant, chosen)
         report.results.append(result)
         why = each(result) if each else None
