@@ -1,8 +1,7 @@
 """What the kit's cases are: their inputs and what each is for. `generate` adds what they give.
 
-Inputs come out of a hash of their names: no random generator has a say. Most are multiples of 1/32
-of at most 8 binary digits, the same number in bfloat16, float16, float32 and float64, so that one
-set of expected values serves every dtype.
+Inputs come out of a hash of their names. Most are multiples of 1/32 of at most 8 binary digits,
+the same number in every dtype, so that one set of expected values serves all.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import TOLERANCES, WIDE, KitCase
+from .files import DTYPES, TOLERANCES, WIDE, KitCase
 
 Inputs = dict[str, NDArray]
 Options = dict[str, Any]
@@ -79,6 +78,7 @@ def case_of(
 
 
 NEW: Options = {"since": "1.1"}
+FORWARD_ALONE = {"gives": ("forward", "merge"), **NEW}
 FORWARD, BACKWARD = "F1 D1 D2 D3 D4 B1 M1", " G1 G2 G3 G4 G5"
 
 
@@ -138,36 +138,39 @@ def special(axis: str) -> list[KitCase]:
 def cancelling(axis: str) -> list[KitCase]:
     """A V that nearly cancels W0, and one that leaves hardly anything."""
 
-    def nearly(inputs):
-        # rank one: W0 = -scale B A but for one entry of each vector
+    def nearly(inputs):  # W0 = -scale B A but for one entry of each vector
         W0 = -0.5 * inputs["B"] @ inputs["A"]
         flat = W0 if axis == "per_output" else W0.T
         flat[np.arange(len(flat)), np.arange(len(flat)) % flat.shape[1]] += 0.125
         return {"W0": W0}
 
-    def closely(inputs):
-        # numbers of 24 digits, and V some 1e-3 of W0: a sum of squares has lost what is left
+    def closely(inputs):  # in numbers of 24 digits, V some 1e-3 of W0
         name = f"cancels_closely.{axis} digits"
         full = {n: 1 + draw(name, n, inputs[n].shape, 1, 2**23) / 2**18 for n in "AB"}
         full = {n: np.sign(inputs[n]) * full[n] for n in "AB"}
         W0 = -0.5 * full["B"] @ full["A"] + inputs["W0"] * 2.0**-11
         return full | {"W0": W0.astype(np.float32).astype(np.float64)}
 
-    def cancelled(inputs):
-        # V is 2^-30 in one entry of each vector and 0 elsewhere
+    def cancelled(inputs, least=2.0**-30):  # what V is in one entry of each vector; else 0
         index = (slice(None), 1) if axis == "per_output" else (1, slice(None))
         inputs["A" if axis == "per_output" else "B"][index] = 0
         W0 = -0.5 * inputs["B"] @ inputs["A"]
-        W0[index] = 2.0**-30
+        W0[index] = least
         return {"W0": W0}
 
+    def shortly(inputs):  # in powers of 2, of which W0 is exact in 16 bits
+        short = {n: np.sign(inputs[n]) * 2 ** np.rint(np.log2(abs(inputs[n]))) for n in "AB"}
+        return short | cancelled(inputs | short, 2.0**-14)
+
     def case(name, clause, change, bounds, level="should", **options):
-        options |= {"dtypes": WIDE, "tolerances": dict(zip(WIDE, bounds, strict=True))}
+        tolerances = dict(zip(DTYPES, bounds, strict=False))
+        options |= {"dtypes": tuple(tolerances), "tolerances": tolerances}
         rest: Options = {"level": level, "options": options}
         return case_of(axis, name, clause, "cancellation", scale=0.5, change=change, rank=1, **rest)
 
     return [
         case("cancels", "D6", cancelled, (None, None), "must"),
+        case("cancels_16_bits", "D6", shortly, (None,) * 4, "must", **FORWARD_ALONE),
         case("nearly_cancels", "D5", nearly, (1e-8, 1e-3)),
         case("cancels_closely", "D5", closely, (3e-12, 2e-3), **NEW),
     ]
@@ -199,11 +202,11 @@ def zero_vectors(axis: str) -> list[KitCase]:
         return made
 
     cases, update = [case("zero_moved", "Z1", ["W0"])], "B" if axis == "per_output" else "A"
-    bounds = TOLERANCES | {"float64": 1e-6}  # m is the implementation's own, perhaps float32
+    bounds = TOLERANCES | {"float64": 1e-6}  # m is the implementation's own, perhaps a float32
     for zero in ("unit", "dead"):
         words = f"zero_still.{zero}", "Z2 Z3", ["W0", update], {"zero_vector": zero}
         cases.append(case(*words, tolerances=bounds))
-        del cases[-1].inputs["m"]  # the implementation's own init_magnitude(W0)
+        del cases[-1].inputs["m"]
     return cases
 
 
@@ -228,7 +231,6 @@ def steps(axis: str) -> list[KitCase]:
 
 def optional(axis: str) -> list[KitCase]:
     """What an implementation may have beside the plain layer."""
-    forward = {"gives": ("forward", "merge"), **NEW}
 
     def case(name, clause, flag, key, value, options=NEW, **rest):
         rest |= {"level": "may", "options": options}
@@ -239,22 +241,21 @@ def optional(axis: str) -> list[KitCase]:
         return case(f"strength_{name}", "S3", "strength", "strength", "interpolated", options)
 
     def two(how):
-        made = case(f"adapters.{how}", "A1", "stale-norm", "adapters", how, forward)
+        made = case(f"adapters.{how}", "A1", "stale-norm", "adapters", how, FORWARD_ALONE)
         more = drawn(f"{made.name} 2", A=(2, 5), B=(4, 2), m=made.inputs["m"].shape)
         made.inputs |= {f"{name}2": array for name, array in more.items()}
         return made
 
-    def sharded(side):
-        options, shape = {"settings": {"ranks": 2}, **NEW}, {"d_out": 6, "d_in": 4}
-        return case(f"sharded.{side}", "R1", "norm-axis", "shards", side, options, **shape)
-
     layout = ("transposed", "L1", "transposed-weight", "layout", "in_out", {})
-    begun = forward | {"gives": ("init", "forward", "merge")}
+    begun = NEW | {"gives": ("init", "forward", "merge")}
     of_V = case("nonzero_start", "I3", "magnitude-not-trained", "init", "norm_of_V", begun)
     del of_V.inputs["m"]
     off = case("disabled", "S4", "strength", "disabling", "base", NEW | {"gives": ("forward",)})
     more = [strength("two", 2.0, **NEW), strength("below_zero", -0.5, **NEW), off, of_V]
-    more += [two("in_turn"), two("summed"), sharded("d_in"), sharded("d_out")]
+    more += [two("in_turn"), two("summed")]
+    ranks: Options = {"options": {"settings": {"ranks": 2}, **NEW}, "d_out": 6, "d_in": 4}
+    for side in ("d_in", "d_out"):
+        more.append(case(f"sharded.{side}", "R1", "norm-axis", "shards", side, **ranks))
     turned = case(*layout, change=lambda p: {"W0": np.ascontiguousarray(p["W0"].T)}, d_out=3)
     return [turned, strength("zero", 0.0), strength("half", 0.5), *more]
 
