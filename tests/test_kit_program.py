@@ -181,7 +181,7 @@ def hasty(command, *mischief, **options):
 def test_no_process_is_left_and_no_time_lost(program, cases, left, mischief):
     with hasty(program(mischief, LIGHT)) as port:
         start = time.monotonic()
-        run(port, cases[:1])  # one question
+        run(port, cases[:1])
     assert time.monotonic() - start < 4 and left() == []
 
 
@@ -205,11 +205,11 @@ def test_elsewhere_the_group_is_ended_and_nobody_waits_for_others(
     with hasty(program(mischief, LIGHT)) as port:
         start = time.monotonic()
         run(port, cases[:1])
-    assert time.monotonic() - start < 6
-    (away,) = left(0)
-    assert b"sleep" in Path(f"/proc/{away}/cmdline").read_bytes()
-    os.kill(away, signal.SIGKILL)
-    assert left() == []
+    assert time.monotonic() - start < 4
+    away = [process for process in left(0) if os.getsid(process) == process]
+    for process in away:
+        os.kill(process, signal.SIGKILL)
+    assert away and left() == []
 
 
 @linux
@@ -239,9 +239,9 @@ def test_three_time_outs_in_a_row_end_the_run(program, cases):
     )
     with hasty(program("time.sleep(60)", LIGHT), keep_going=True) as port:
         assert len(run(port, cases[:2]).results) == 2 and not port.stopped
-    with hasty(program("if question['id'] < 4: time.sleep(60)", LIGHT)) as port:
+    with hasty(program("if question['id'] in (2, 3, 5): time.sleep(60)", LIGHT)) as port:
         port.timeout = 1.5
-        assert len(run(port, cases).results) == 3 and not port.stopped  # only two in a row
+        assert len(run(port, cases).results) == 3 and not port.stopped  # two in a row, and one
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,9 @@ def test_what_a_port_says_is_shown_escaped(program, cases):
         def forward(self, request):
             raise (NotImplementedError if request.bias is None else ValueError)(said)
 
-    assert all(c.isprintable() for c in text(run(InProcess(), cases)).replace("\n", ""))
+    report = run(InProcess(), cases)
+    told = [words for r in report.results for words in (*r.errors, *r.skipped)]
+    assert report.name == shown and len(told) > 3 and all(map(str.isprintable, told))
 
 
 class Spoilt(Port):
@@ -311,6 +313,22 @@ def test_no_answer_ends_the_run(value):
     }.items():
         results = run(Spoilt(value, ops), cases).results
         assert {r.variant.case.name for r in results if r.status == "fail"} == set(spoilt)
+
+
+@pytest.mark.parametrize("op", ["forward", "merge", "backward"])
+def test_no_size_of_an_answer_warns(op):
+    class Huge(Port):
+        pass
+
+    def scaled(self, request):
+        answer = getattr(Port, op)(self, request)
+        if op == "backward":
+            return {name: gradient * 1e307 for name, gradient in answer.items()}
+        return answer * 1e307
+
+    setattr(Huge, op, scaled)
+    names = ("steps_adamw.per_output", "plain.per_output")
+    assert run(Huge(), [case for case in load() if case.name in names]).count("pass") == 0
 
 
 def test_how_far_a_run_is(cases, capsys, monkeypatch):
@@ -358,7 +376,7 @@ def test_bfloat16_arrays_are_numbers():
         ("pass", "exit code 0"),
         ("print('hello', flush=True); input()", "not JSON: hello"),
         ("input(); print('{\"id\": 1}', flush=True); input()", 'without "alternatives"'),
-        ('input(); print(\'{"id": 1, "error": "no"}\', flush=True); input()', "no"),
+        ('input(); print(\'{"id": 1, "error": "no\\\\u001b"}\', flush=True); input()', r"no\\x1b"),
         ('input(); print(\'{"id": 1, "unsupported": "hello"}\', flush=True); input()', "without"),
     ],
 )
@@ -425,7 +443,7 @@ class Printing(Port):
     name, version = "printer", "2.0"
 
     def merge(self, request):
-        print("merging")
+        print("merging", os.read(0, 9))
         if request.case == "wide.per_output":
             os._exit(5)
         request.W0[:] = 0  # what it was given is its own
@@ -784,7 +802,7 @@ class Hanging(Port):
 
 class Absent(Port):
     def __reduce__(self):
-        return time.sleep, (60,)
+        return os.system, ("echo >> started; sleep 60",)
 """
 USE = """
 from kit_port import Port
@@ -806,7 +824,8 @@ def test_a_ports_own_tests(tmp_path):
     (tmp_path / "ports.py").write_text(PORTS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"]
     ran = subprocess.run([*command, "test_dora.py"], cwd=tmp_path, capture_output=True, text=True)
-    out = ran.stdout
+    out, started = ran.stdout, tmp_path / "started"
+    assert not started.exists() or started.read_text() == "\n"  # once, though nine tests failed
     assert "skipped: zero_vector dead" in out and "11 failed, 16 passed, 1 skipped" in out, out
     for test, words in {
         "wrong": "diagnosis: magnitude missing",
