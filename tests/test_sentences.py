@@ -109,7 +109,7 @@ def test_a_docstring_is_made_plain(tmp_path, monkeypatch):
 '''
     task = task_of(monkeypatch, tmp_path, abcde={"a/f.py": text}, fghij=wordy("y", 12))
     assert [text for text in everything(task) if "neighbours" in text] == [
-        "Return an graph, as or does, of all the neighbours that own link <far> has. See for."
+        "Return an graph, as or does, of all the neighbours that own link has. See for."
     ]
 
 

@@ -28,7 +28,7 @@ from .archives import Archive, NotFetchedError, Sources, tar_member, zip_sources
 
 SHARES = {"test": 0.2, "validation": 0.1, "train": 0.7}
 DIGESTS = {  # of the finished tasks
-    "docstrings": "b3f90df40aa870b27d167c82021fbd0fa37d608113a761166a634f1bb3844c4a",
+    "docstrings": "2d0fe757d1b6d21bc763ac968009ae0cc40fcbfbc83a43b64fc9805dcdeaa8b4",
     "sentiment": "bb0dc9f81111ba1b2c40c7669113eb363a8ed81f755fcbb6138aa68659594dc1",
 }
 INSTALLED = ("numpy", "scipy", "sklearn", "matplotlib", "torch", "sympy", "networkx", "IPython")
@@ -115,17 +115,16 @@ def installed_docstrings() -> Task:
         spec = util.find_spec(module)  # finds a package, and imports none
         if spec is not None and spec.origin is not None:
             root = Path(spec.origin).parent
-            paths = root.rglob("*.py")
-            packages[module] = {f"{module}/{p.relative_to(root).as_posix()}": p for p in paths}
+            packages[module] = {
+                f"{module}/{path.relative_to(root).as_posix()}": path.read_bytes
+                for path in root.rglob("*.py")
+            }
             version = metadata.version("scikit-learn" if module == "sklearn" else module)
             about.append(f"{module} {version}")
     if len(packages) < 2:
         raise NotFetchedError(f"expected at least two of {INSTALLED} installed, got {about}")
-    readers = {
-        m: {name: p.read_bytes for name, p in files.items()} for m, files in packages.items()
-    }
     source = f"docstrings of packages found on this machine: {', '.join(about)}"
-    return _docstring_task("installed docstrings", source, readers)
+    return _docstring_task("installed docstrings", source, packages)
 
 
 def sentiment(folder: FilePath | None = None) -> Task:
@@ -164,9 +163,9 @@ def _docstring_task(name: str, source: str, packages: Mapping[str, Sources]) -> 
             source = sources[path]()
             if len(source) > 100_000:  # a few, which take long to parse
                 return []
-            texts = (_beginning(text, masked) for text in _docstrings_in(source))
-            # no module weighs too much
-            return [(text, label, path) for text in islice(filter(None, texts), 12)]
+            texts = (_beginning(docstring, masked) for docstring in _docstrings_in(source))
+            some = islice(filter(None, texts), 12)  # so that no module weighs too much
+            return [(text, label, path) for text in some]
 
         parts.append(_fill(paths, examples, 500, seen))
     return _task(name, source, tuple(packages), parts)
@@ -206,11 +205,11 @@ def _beginning(docstring: str, masked: Callable[[str], str]) -> str:
     text = SECTION.split(docstring)[0]
     if not text.isascii() or ">>>" in text or text.startswith(("..", ":", "@")):
         return ""
-    text = re.sub(r":[a-z:]+:`~?\.*([^`<]*?)(?:\s*<[^`>]*>)?`", r"\1", text)  # :class:`~a.B`: a.B
+    text = re.sub(r"(?::[a-z:]+:)?`~?\.*([^`<]*?)(?:\s*<[^`>]*>)?`", r"\1", text)  # :class:`~a.B`
     text = masked(re.sub(r"[`*|\\]|\S+://\S+", " ", text)).replace("()", "")
     text = re.sub(r" ([.,;:!?)])", r"\1", " ".join(text.split()))
     words = text.split()
-    while len(words) > 60:  # the sentence that goes beyond, and what follows it, is left out
+    if len(words) > 60:  # the sentence that goes beyond, and what follows it, is left out
         ends = [i for i, word in enumerate(words[:60], 1) if word[-1] in ".!?:"]
         words = words[: ends[-1] if ends else 0]
     return " ".join(words) if sum(word.strip(".,;:()").isalpha() for word in words) >= 8 else ""
