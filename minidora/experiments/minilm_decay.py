@@ -72,7 +72,7 @@ def short() -> Settings:
 
 def _configured(runs: dict[str, Settings], seeds: int, **network: Any) -> Settings:
     return {
-        "networks": {"minilm": {**MINILM, **network}},
+        "networks": {"minilm": {**MINILM, "tune_steps": 160, **network}},
         "runs": runs,
         "seeds": {"minilm": seeds},
     }

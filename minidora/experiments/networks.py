@@ -52,7 +52,7 @@ MINILM: Settings = {
     "kind": "minilm",
     "task": "docstrings",  # or "sentiment"; see `sentences`
     "length": 32,  # tokens; what is longer loses its end
-    "tune_steps": 160,
+    "tune_steps": 120,
     "batch": 16,
     "clip": 1.0,
     "choose": 300,  # sentences to choose learning rates by
