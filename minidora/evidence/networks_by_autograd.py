@@ -205,7 +205,7 @@ def classifier(p: Arrays, settings: Settings, path: str, tokens: Array, padding:
     """BERT's post-norm encoder, the mean over what is no padding, a linear head."""
     at = "encoder."
     x = p[at + "tok.table"][tokens] + p[at + "pos.table"][: tokens.shape[1]]
-    x = layer_norm(p, settings, at + "ln", x + p[at + "type.table"][0])
+    x = layer_norm(p, settings, at + "ln", x + p[at + "segment.table"][0])
     for i in range(1 + max(int(n.split(".")[2]) for n in p if n.startswith(at + "blocks."))):
         block = f"{at}blocks.{i}."
         x = x + attention(p, settings, block + "attn", x, padding)

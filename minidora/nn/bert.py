@@ -52,7 +52,7 @@ PARTS = {
     "ln2": "output.LayerNorm",
     "tok": "embeddings.word_embeddings",
     "pos": "embeddings.position_embeddings",
-    "type": "embeddings.token_type_embeddings",
+    "segment": "embeddings.token_type_embeddings",
     "ln": "embeddings.LayerNorm",
 }
 
@@ -63,10 +63,12 @@ def bert_name(path: str) -> str:
     >>> bert_name("blocks.0.attn.q")
     'encoder.layer.0.attention.self.query'
     """
-    if not path.startswith("blocks."):
-        return PARTS[path]
-    _, i, part = path.split(".", 2)
-    return f"encoder.layer.{i}.{PARTS[part]}"
+    blocks, _, rest = path.partition(".")
+    i, _, part = rest.partition(".")
+    at = f"encoder.layer.{i}." if blocks == "blocks" else ""
+    if (part or path) not in PARTS:
+        raise ValueError(f"path: expected a layer of an Encoder, got {path!r}")
+    return at + PARTS[part or path]
 
 
 def minilm_folder() -> Path:
@@ -182,7 +184,7 @@ class _Reader:
 def _encoder(read: _Reader, config: dict[str, Any], dropout: float) -> Encoder:
     """The layers, each with its own tensors."""
     vocabulary, d, d_ff, depth, heads, length, types = (config[name] for name in SIZES)
-    sizes = {"tok": vocabulary, "pos": length, "type": types}
+    sizes = {"tok": vocabulary, "pos": length, "segment": types}
     tables = [read.table(name, entries, d) for name, entries in sizes.items()]
 
     def block(at: str) -> EncoderBlock:

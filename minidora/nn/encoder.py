@@ -1,6 +1,6 @@
 """BERT's encoder (Devlin et al. 2019), post-norm, and a classifier of sentences on its mean.
 
-tokens (batch, t) -> ln(tok + pos + type) -> blocks -> hidden (batch, t, d)
+tokens (batch, t) -> ln(tok + pos + segment) -> blocks -> hidden (batch, t, d)
 block:  ln1(x + attn(x)), then ln2(x + down(act(up(x))))
 """
 
@@ -81,7 +81,7 @@ class Encoder(Layer):
 
     tok: Embedding
     pos: Embedding
-    type: Embedding
+    segment: Embedding
     ln: AnyNorm
     blocks: tuple[EncoderBlock, ...]
     drop: Dropout
@@ -161,7 +161,7 @@ class Encoder(Layer):
             raise ValueError(f"types: expected shape {tokens.shape}, got {types.shape}")
         padding = None if padding is None else padded(padding, tokens.shape)
         x, c_tok = self.tok.forward(tokens)
-        for table, index in ((self.pos, np.arange(tokens.shape[1])), (self.type, types)):
+        for table, index in ((self.pos, np.arange(tokens.shape[1])), (self.segment, types)):
             x += table.forward(index)[0]
         x, c_ln = self.ln.forward(x)
         x, c_drop = self.drop.forward(x, rng=rng)
@@ -176,7 +176,7 @@ class Encoder(Layer):
         c_tok, types, c_ln, c_drop, caches = cache
         grads: Grads = {}
         # nothing below the lowest part that trains needs a gradient
-        below = any(trains(part) for part in (self.tok, self.pos, self.type, self.ln))
+        below = any(trains(part) for part in (self.tok, self.pos, self.segment, self.ln))
         depth = len(self.blocks)
         lowest = min((i for i in range(depth) if below or trains(self.blocks[i])), default=depth)
         d: Any = dy
@@ -186,12 +186,12 @@ class Encoder(Layer):
             grads |= under(f"blocks.{i}", block_grads)
         if not below:
             return None, grads
-        # drop(ln(tok[tokens] + pos[0..t] + type[types])): positions are shared by the batch
+        # drop(ln(tok[tokens] + pos[0..t] + segment[types])): positions are shared by the batch
         d, _ = self.drop.backward(d, c_drop)
         d, ln_grads = self.ln.backward(d, c_ln)
         grads |= under("ln", ln_grads) | under("tok", self.tok.backward(d, c_tok)[1])
         grads |= under("pos", self.pos.backward(d.sum(0), np.arange(d.shape[1]))[1])
-        return None, grads | under("type", self.type.backward(d, types)[1])
+        return None, grads | under("segment", self.segment.backward(d, types)[1])
 
 
 @dataclass(eq=False)
