@@ -8,12 +8,13 @@ from ..analysis import correlate
 from .decay_runs import sign, student
 from .decay_runs import summary as of_q_and_v
 from .experiment import QV, Experiment, Seeds, Settings
-from .minilm_tuning import FULL, LINEARS, LOW_RANK, targets
+from .minilm_rates import FULL, LINEARS, LOW_RANK, targets
 from .networks import MINILM
 from .summaries import of
 from .tables import markdown, shown
 
 PULLS = (0, 0.03, 0.3)
+STEPS = {"tune_steps": 160, "batch": 8, "choose": 100, "test": 300}
 SPREADS = (1, 2)  # of `nn.rescale`; 1 is as pretrained
 MOST = 0.3
 METHODS: dict[str, Settings] = {
@@ -56,9 +57,7 @@ def configuration() -> Settings:
         run = _run(METHODS[method] | settings, MOST, 2, QV)
         runs[f"{method}: {change}, spread 2, Λ {MOST:g}"] = run | {"predicted": expected}
     for method, settings in EVERYWHERE.items():
-        for pull in (0, MOST):
-            name = run_name(f"{method} of all kinds", pull, 1)
-            runs[name] = _run(settings, pull, 1, LINEARS)
+        runs[run_name(f"{method} of all kinds", MOST, 1)] = _run(settings, MOST, 1, LINEARS)
     return _configured(runs, seeds=3)
 
 
@@ -72,7 +71,7 @@ def short() -> Settings:
 
 def _configured(runs: dict[str, Settings], seeds: int, **network: Any) -> Settings:
     return {
-        "networks": {"minilm": {**MINILM, "tune_steps": 160, **network}},
+        "networks": {"minilm": {**MINILM, **STEPS, **network}},
         "runs": runs,
         "seeds": {"minilm": seeds},
     }

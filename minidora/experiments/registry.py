@@ -13,6 +13,7 @@ from . import (
     groups,
     heads,
     minilm_decay,
+    minilm_rates,
     minilm_tuning,
     sample_size,
     separate_rates,
@@ -37,6 +38,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         heads,
         groups,
         separate_rates,
+        minilm_rates,
         minilm_tuning,
         minilm_decay,
     )
