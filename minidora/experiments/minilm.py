@@ -38,7 +38,12 @@ def encoder() -> nn.Encoder:
 @lru_cache(maxsize=4)
 def encoded(name: str, length: int) -> tuple[tuple[Array, ...], ...]:
     """(tokens, padding, labels) of a task's training, validation and test sentences."""
-    tokenizer, on = nn.Tokenizer(nn.minilm_folder()), TASKS[name]()
+    return tokenised(TASKS[name](), length)
+
+
+def tokenised(on: sentences.Task, length: int) -> tuple[tuple[Array, ...], ...]:
+    """(tokens, padding, labels) of each split; sentences of more tokens lose their ends."""
+    tokenizer = nn.Tokenizer(nn.minilm_folder())
     parts = []
     for split in (on.train, on.validation, on.test):
         seen = tokenizer(split.sentences, length=length, truncate=True)
