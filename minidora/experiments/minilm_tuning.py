@@ -1,7 +1,7 @@
 """MiniLM fine-tuned on two tasks: seven methods, each at the rate that `minilm_rates` chose."""
 
 from .experiment import Experiment, Settings
-from .minilm_rates import METHODS, TASKS, configured
+from .minilm_rates import METHODS, configured
 from .summaries import by_rate
 from .tables import by_rate_table
 
@@ -16,11 +16,15 @@ def configuration() -> Settings:
     """MiniLM: full, LoRA, DoRA exact and detached, magnitude, bias, head alone; two tasks."""
     runs: dict[str, Settings] = {}
     against = {}
-    for task in TASKS:
+    for task, rates in CHOSEN.items():
         for method, adapt in METHODS.items():
             group = f"{method}, {task}"
-            rate = CHOSEN[task][method]
-            runs[group] = {"network": task, "adapt": adapt, "rate": rate, "group": group}
+            runs[group] = {
+                "network": task,
+                "adapt": adapt,
+                "rate": rates[method],
+                "group": group,
+            }
             if method not in ("LoRA", "head"):
                 against[group] = f"LoRA, {task}"
     return configured(runs, seeds=3) | {"against": against}
