@@ -108,16 +108,19 @@ def _r(recording: dict[str, Any], steps: slice) -> float:
 
 
 def table(summed: dict[str, Any]) -> str:
-    """Pooled r, at the last checkpoint, within matrices, by the law; over all matrices."""
+    """r pooled and at the last checkpoint, each beside the law's, and within matrices; of all."""
     rows = []
     for name, run in summed.items():
         for label, layers in run.get("layers", {}).items():
-            measured, right = layers["measured"], run.get("right")
+            measured, law, right = layers["measured"], layers["predicted"], run.get("right")
             rows.append(
                 [
                     f"{name}: {label}",
-                    *(shown(measured[way]) for way in ("pooled", "last", "within")),
-                    f"{layers['predicted']['pooled']['mean']:.2f}",
+                    shown(measured["pooled"]),
+                    f"{law['pooled']['mean']:.2f}",
+                    shown(measured["last"]),
+                    f"{law['last']['mean']:.2f}",
+                    shown(measured["within"]),
                     "-" if right is None else "right" if right[label] else "wrong",
                     f"{layers['pull']:.2g}",
                     f"{layers['dD']:.2g}",
@@ -125,9 +128,10 @@ def table(summed: dict[str, Any]) -> str:
                 ]
             )
         if "all kinds" in run:
-            over = [shown(run["all kinds"][way]) for way in ("pooled", "last")]
-            rows.append([f"{name}: 36 matrices", *over, *["-"] * 5, shown(run["loss"], 3)])
-    head = ["run: layers", "pooled", "last", "within", "by the law", "prediction", "Λ", "ΔD"]
+            pooled, last = (shown(run["all kinds"][way]) for way in ("pooled", "last"))
+            loss = shown(run["loss"], 3)
+            rows.append([f"{name}: 36 matrices", pooled, "-", last, *["-"] * 5, loss])
+    head = ["run: layers", "pooled", "law", "last", "law", "within", "prediction", "Λ", "ΔD"]
     return markdown([*head, "test loss"], rows)
 
 
