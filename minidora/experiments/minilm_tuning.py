@@ -1,14 +1,27 @@
 """MiniLM fine-tuned on two tasks: seven methods, each at the rate that `minilm_rates` chose."""
 
 from .experiment import Experiment, Settings
-from .minilm_rates import METHODS, configured
+from .minilm_rates import LOW, METHODS, configured
 from .summaries import by_rate
 from .tables import by_rate_table
 
 CHOSEN: dict[str, dict[str, float]] = {
     # by the loss on sentences of neither training nor test
-    "docstrings": {},
-    "sentiment": {},
+    "docstrings": {
+        "full": 4e-4,
+        **dict.fromkeys(LOW, 4e-3),
+        "magnitude": 4e-2,
+        "bias": 5e-3,
+        "head": 2e-2,
+    },
+    "sentiment": {
+        "full": 1e-4,
+        **dict.fromkeys(LOW, 2e-3),
+        "DoRA": 1e-3,
+        "magnitude": 1e-2,
+        "bias": 5e-3,
+        "head": 1e-2,
+    },
 }
 
 
