@@ -67,23 +67,13 @@ def minilm_verdicts() -> str:
 @block(PAGE)
 def minilm_tuned() -> str:
     """Losses and accuracies at the rates chosen."""
-    tuned, tried = summary("minilm_tuning"), summary("minilm_rates")
-    rows = []
-    for name, best in tuned.items():
-        rates = tried[name]["rates"]
-        edge = " (edge)" if tried[name]["at the edge"] else ""
-        rows.append(
-            [
-                name,
-                f"{best['trained']:,}",
-                f"{best['rate']:g}{edge}",
-                f"{rates[0]:g} to {rates[-1]:g}",
-                shown(of(best["test"]), 3, ""),
-                " ".join(f"{100 * number:.1f}" for number in of(best["accuracy"])),
-            ]
-        )
-    head = ["method, task", "numbers trained", "rate", "tried", "test loss", "accuracy, %"]
-    return table(head, rows)
+    return table_of("minilm_tuning")
+
+
+@block(PAGE)
+def minilm_rates() -> str:
+    """Which rates were chosen."""
+    return table_of("minilm_rates")
 
 
 @block(PAGE)
