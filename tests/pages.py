@@ -155,6 +155,36 @@ def transformer() -> str:
 
 
 @block(f"{RESULTS}/speed.md")
+def minilm_step() -> str:
+    """A training step of MiniLM: time and memory, NumPy's parts, its GELU."""
+    report = bench("minilm")
+    threads = report["step"]
+    rows = []
+    for case, of_case in report["memory"].items():
+        for name, used in of_case.items():
+            times = [threads[n][case][name] for n in threads]
+            cells = [f"{t['cpu_ratio']:.2f} ({t['cpu_ms']:.0f} ms)" for t in times]
+            cells += [f"{t['wall_ratio']:.2f}" for t in times]
+            cells += [f"{used[kind] / 2**20:.0f} MB" for kind in ("kept_bytes", "peak_bytes")]
+            rows.append([f"{case}: {name}", *cells])
+    head = [f"{clock}, threads: {n}" for clock in ("CPU time", "wall-clock") for n in threads]
+    head = ["trained: contestant", *head, "kept", "peak"]
+    shares = sorted(report["parts"].items(), key=lambda part: -part[1])
+    parts = {name: f"{name} {100 * share:.1f} %" for name, share in shares}
+    products = parts.pop("products with the frozen weights")
+    gelu = {name: f"{times['cpu_ratio']:.1f}" for name, times in report["gelu"].items()}
+    return f"""{machine_of(report | {"threads": listed(threads)})}
+
+{table(head, rows)}
+
+Of the CPU time of NumPy's step, DoRA on all linears: {listed(parts.values())}. For scale, the \
+{products}.
+
+GELU on 1024 × 1536 numbers, over PyTorch's: forward {gelu["ExactGELU"]} (with scipy's erf \
+{gelu["scipy's erf"]}), forward and backward {gelu["ExactGELU, both"]}."""
+
+
+@block(f"{RESULTS}/speed.md")
 def keep_output() -> str:
     """What keeping y in place of x @ V.T saves."""
     kept = file(f"{RESULTS}/recorded.json")["keep_output"]["kept_over_n_d"]

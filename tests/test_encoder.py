@@ -9,9 +9,11 @@ import pytest
 
 from minidora import nn, peft
 from minidora.evidence.gradcheck import compare
+from minidora.experiments import minilm as experiments_minilm
+from minidora.experiments.archives import NotFetchedError
 from minidora.nn import bert
 from minidora.nn.layers import ExactGELU
-from minidora.training import checkpoint
+from minidora.training import checkpoint, fit
 
 pytest.importorskip("safetensors")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers")
@@ -236,6 +238,9 @@ def test_columns_that_are_padding_alone_change_nothing(small):
     # and the forward pass through them is the same
     logits, _ = model.forward(wider[0], padding=wider[1])
     assert np.allclose(logits, model.forward(tokens, padding=padding)[0], atol=1e-13)
+    # and no padding is the same as none of it True
+    expected, _ = model.forward(tokens, padding=np.zeros_like(padding))
+    assert np.array_equal(model.forward(tokens)[0], expected)
 
 
 def test_exact_gelu_is_exact():
@@ -326,6 +331,8 @@ def test_tokenizers_that_do_not_fit_and_sentences_that_are_too_long(small, tmp_p
     assert tokens.tolist() == [[2, 4, 5, 6, 3], [2, 6, 3, 0, 0]]
     assert padding.tolist() == [[False] * 5, [False] * 3 + [True] * 2]
     assert made.words([4, 5]) == ["a", "b"]
+    with pytest.raises(ValueError, match="tokens: expected tokens of the vocabulary, got 7"):
+        made.words([4, 7])
     with pytest.raises(ValueError, match="expected at most 4 tokens, got 5 at 1"):
         made(["a", "a b c"], length=4)
     assert made(["a b c"], length=4, truncate=True).tokens.tolist() == [[2, 4, 5, 3]]
@@ -370,3 +377,33 @@ def test_names_of_an_encoder_only():
     assert nn.bert_name("segment") == "embeddings.token_type_embeddings"
     with pytest.raises(ValueError, match="expected a layer of an Encoder, got 'head'"):
         nn.bert_name("head")
+
+
+def test_a_folder_after_tuning_gives_the_same_answers_in_peft(minilm, tmp_path):
+    """To the last example, on sentences that tuning has not seen."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    their_peft = pytest.importorskip("peft", exc_type=ImportError)
+    pytest.importorskip("tokenizers")
+    on = {"task": "docstrings", "length": 32, "choose": 1, "test": 200}
+    rng = np.random.default_rng(0)
+    try:
+        task = experiments_minilm.task(on, rng)
+    except NotFetchedError as missing:
+        pytest.skip(str(missing))
+    targets = {"q": {}, "v": {}, "head": "full"}
+    model = nn.adapt(experiments_minilm.with_head(on, 0), "dora", targets, rank=8, rng=rng)
+    batches = experiments_minilm.batches(task.train, 16, rng)
+    fit(model, task.loss, batches, steps=15, rate=5e-3, progress=False)
+    peft.save_adapter(tmp_path, model.encoder, names=nn.bert_name)
+    bert = their_peft.PeftModel.from_pretrained(theirs(minilm, "float32"), tmp_path).eval()
+    tokens, padding, labels = task.test
+    with torch.no_grad():
+        hidden = run(bert, tokens, padding)
+        share = torch.tensor(~padding)[..., None]
+        pooled = (hidden * share).sum(1) / share.sum(1)
+        head = (torch.tensor(getattr(model.head, name)) for name in ("weight", "bias"))
+        logits = torch.nn.functional.linear(pooled, *head).numpy()
+    ours = experiments_minilm.predictions(model, task.test)
+    assert np.abs(logits - ours).max() < 2e-5
+    assert np.array_equal(logits.argmax(-1), ours.argmax(-1))
+    assert (ours.argmax(-1) == labels).mean() > 0.3  # of ten packages: it has learned something

@@ -5,6 +5,7 @@ adapted layer needs besides, by the layer's path. Shares no line with what it ch
 `pip install autograd`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import autograd.numpy as np
@@ -217,7 +218,7 @@ def classifier(p: Arrays, settings: Settings, path: str, tokens: Array, padding:
     return linear(p, settings, "head", np.sum(x * kept, axis=1) / np.sum(kept, axis=1))
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[..., Array]] = {
     "linear": linear,
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,

@@ -36,7 +36,7 @@ def encoder() -> nn.Encoder:
 
 
 @lru_cache(maxsize=4)
-def encoded(name: str, length: int) -> tuple[tuple[Array, ...], ...]:
+def encoded(name: str, length: int) -> tuple[tuple[Any, Any, Any], ...]:
     """(tokens, padding, labels) of a task's training, validation and test sentences."""
     return tokenised(TASKS[name](), length)
 
@@ -53,12 +53,14 @@ def tokenised(on: sentences.Task, length: int) -> tuple[tuple[Array, ...], ...]:
 
 def task(network: Settings, rng: np.random.Generator) -> Task:
     """The task's own splits; those to choose by and to report are drawn from theirs by rng."""
-    train, *held = encoded(network["task"], network["length"])
-    judged = []
-    for part, name in zip(held, ("choose", "test"), strict=True):
-        drawn = rng.permutation(len(part[-1]))[: network[name]]
-        judged.append(tuple(array[drawn] for array in part))
-    return Task(train, *judged, nn.sentence_classification)
+    train, choose, test = encoded(network["task"], network["length"])
+
+    def some(part: tuple, count: int) -> tuple:
+        drawn = rng.permutation(len(part[-1]))[:count]
+        return tuple(array[drawn] for array in part)
+
+    choose, test = some(choose, network["choose"]), some(test, network["test"])
+    return Task(train, choose, test, nn.sentence_classification)
 
 
 def with_head(network: Settings, seed: int) -> nn.SentenceClassifier:

@@ -185,12 +185,12 @@ def _encoder(read: _Reader, config: dict[str, Any], dropout: float) -> Encoder:
     """The layers, each with its own tensors."""
     vocabulary, d, d_ff, depth, heads, length, types = (config[name] for name in SIZES)
     sizes = {"tok": vocabulary, "pos": length, "segment": types}
-    tables = [read.table(name, entries, d) for name, entries in sizes.items()]
+    tok, pos, segment = (read.table(name, entries, d) for name, entries in sizes.items())
 
     def block(at: str) -> EncoderBlock:
-        linears = [read.linear(f"{at}.attn.{name}", d, d) for name in "qkvo"]
+        q, k, v, o = (read.linear(f"{at}.attn.{name}", d, d) for name in "qkvo")
         return EncoderBlock(
-            Attention(*linears, heads, causal=False),
+            Attention(q, k, v, o, heads, causal=False),
             read.norm(f"{at}.ln1", d),
             read.linear(f"{at}.up", d, d_ff),
             ExactGELU(),
@@ -200,7 +200,7 @@ def _encoder(read: _Reader, config: dict[str, Any], dropout: float) -> Encoder:
         )
 
     blocks = tuple(block(f"blocks.{i}") for i in range(depth))
-    return Encoder(*tables, read.norm("ln", d), blocks, Dropout(dropout))
+    return Encoder(tok, pos, segment, read.norm("ln", d), blocks, Dropout(dropout))
 
 
 class Sentences(NamedTuple):
@@ -272,5 +272,9 @@ class Tokenizer:
         return Sentences(tokens, np.arange(tokens.shape[1]) >= lengths[:, None])
 
     def words(self, tokens: Sequence[int]) -> list[str]:
-        """The tokens' own text."""
-        return [self._fast.id_to_token(int(token)) for token in tokens]
+        """The tokens' own text. Raises ValueError for one that is not in the vocabulary."""
+        words = [self._fast.id_to_token(int(token)) for token in tokens]
+        if None in words:
+            unknown = tokens[words.index(None)]
+            raise ValueError(f"tokens: expected tokens of the vocabulary, got {unknown}")
+        return [word for word in words if word is not None]

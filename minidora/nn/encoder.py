@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from .._boundary import Array, positive_int
 from .attention import Attention, padded
@@ -119,13 +119,18 @@ class Encoder(Layer):
         if d % positive_int("heads", heads):
             raise ValueError(f"heads: expected a divisor of d = {d}, got {heads}")
         sizes = {"vocabulary": vocabulary, "length": length, "types": types}
-        tables = (
+        tok, pos, segment = (
             Embedding.init(positive_int(name, size), d, rng, dtype=dtype)
             for name, size in sizes.items()
         )
+
+        def attention() -> Attention:
+            q, k, v, o = (linear(d, d) for _ in range(4))
+            return Attention(q, k, v, o, heads, causal=False)
+
         blocks = (
             EncoderBlock(
-                Attention(*(linear(d, d) for _ in range(4)), heads, causal=False),
+                attention(),
                 norm(),
                 linear(d, d_ff),
                 ExactGELU(),
@@ -135,7 +140,7 @@ class Encoder(Layer):
             )
             for _ in range(positive_int("depth", depth))
         )
-        return cls(*tables, norm(), tuple(blocks), Dropout(dropout))
+        return cls(tok, pos, segment, norm(), tuple(blocks), Dropout(dropout))
 
     def forward(
         self,
@@ -202,7 +207,7 @@ class SentenceClassifier(Layer):
     head: AnyLinear
 
     def forward(
-        self, tokens: ArrayLike, *, padding: NDArray[np.bool_], rng: Rng = None
+        self, tokens: ArrayLike, *, padding: ArrayLike | None = None, rng: Rng = None
     ) -> tuple[Array, Cache]:
         """tokens, padding: (batch, t), as of `Encoder.forward`, to logits (batch, classes)."""
         hidden, c_encoder = self.encoder.forward(tokens, padding=padding, rng=rng)
@@ -220,13 +225,15 @@ class SentenceClassifier(Layer):
         return None, under("head", head_grads) | under("encoder", grads)
 
 
-def mean_pool(hidden: Array, padding: NDArray[np.bool_]) -> tuple[Array, Array]:
+def mean_pool(hidden: Array, padding: ArrayLike | None = None) -> tuple[Array, Array]:
     """Means (batch, d) over the positions that are no padding, and each position's share of them.
 
     hidden: (batch, t, d); padding: (batch, t). A sentence's embedding by MiniLM is this, at length
     1.
     """
-    share = (~padded(padding, hidden.shape[:2])).astype(hidden.dtype)  # (batch, t)
+    at = hidden.shape[:2]
+    counts = np.ones(at, bool) if padding is None else ~padded(padding, at)
+    share = counts.astype(hidden.dtype)  # (batch, t)
     share /= share.sum(1, keepdims=True)
     return np.einsum("btd,bt->bd", hidden, share), share
 
