@@ -16,7 +16,8 @@ STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
 def best_strength(answer: Any, model: Any, part: tuple) -> None:
     """The strength among STRENGTHS that gives the least loss on part of the data."""
     expect(answer in STRENGTHS, f"expected one of {STRENGTHS}, got {answer!r}")
-    losses = [judge(nn.set_strength(model, t), part)["loss"] for t in STRENGTHS]
+    scaled: list[Any] = [nn.set_strength(model, t) for t in STRENGTHS]
+    losses = [judge(each, part)["loss"] for each in scaled]
     least = STRENGTHS[int(np.argmin(losses))]
     gap = losses[STRENGTHS.index(answer)] - min(losses)
     expect(answer == least, f"at {answer} the loss is {gap:.4f} above the least")
@@ -33,7 +34,7 @@ def magnitude_alone(answer: Any, base: Any) -> None:
     extra = sorted(name for name in nn.trained(answer) if not name.endswith(".m"))
     expect(
         extra == ["head.bias", "head.weight"],
-        f"beside m only the head trains; yours trains {extra}",
+        f"beside m only the head trains; yours trains {len(extra)} more, such as {extra[:3]}",
     )
     plain = nn.parameters(base)
     moved = max(

@@ -41,14 +41,15 @@ def encoded(name: str, length: int) -> tuple[tuple[Any, Any, Any], ...]:
     return tokenised(TASKS[name](), length)
 
 
-def tokenised(on: sentences.Task, length: int) -> tuple[tuple[Array, ...], ...]:
+def tokenised(on: sentences.Task, length: int) -> tuple[tuple[Any, Any, Any], ...]:
     """(tokens, padding, labels) of each split; sentences of more tokens lose their ends."""
     tokenizer = nn.Tokenizer(nn.minilm_folder())
-    parts = []
-    for split in (on.train, on.validation, on.test):
-        seen = tokenizer(split.sentences, length=length, truncate=True)
-        parts.append((*seen, split.labels))
-    return tuple(parts)
+
+    def seen(split: sentences.Split) -> tuple[Any, Any, Any]:
+        tokens, padding = tokenizer(split.sentences, length=length, truncate=True)
+        return tokens, padding, split.labels
+
+    return tuple(seen(split) for split in (on.train, on.validation, on.test))
 
 
 def task(network: Settings, rng: np.random.Generator) -> Task:
