@@ -441,6 +441,17 @@ def test_a_port_that_is_plain_lora_is_called_so(cases):
     )
 
 
+def test_float32_written_with_nine_digits_is_named(cases):
+    class Nine(Port):
+        alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+
+        def forward(self, r):
+            y = np.float32(super().forward(r))
+            return np.array([float(f"{number:.9g}") for number in y.flat]).reshape(y.shape)
+
+    assert list(run(Nine(), cases).diagnoses) == ["answers look like float32; declare dtype"]
+
+
 def test_under_adamw_a_small_error_is_no_mean_over_rows(cases):
     """AdamW's steps hardly depend on the size of the gradient: a match lies away from the right."""
 
