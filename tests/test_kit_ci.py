@@ -65,11 +65,11 @@ class Untrained(Port):
 
 
 class Unfeeling(Untrained):
-    """And gives x none where there is no bias: G4."""
+    """And gives x none in one case: G4."""
 
     def backward(self, r):
         gradients = super().backward(r)
-        return gradients | ({} if r.bias is not None else {"dx": 0 * gradients["dx"]})
+        return gradients | ({"dx": 0 * r.x} if r.case == "no_bias.per_output" else {})
 
 
 class Raising(Untrained):
@@ -282,6 +282,24 @@ def test_expected_failures_by_case_and_clause(kit, tmp_path, port, lines, code, 
     assert document["passes"] == (not code) and document["conforms"] == ("conforms to" in out)
 
 
+def test_a_should_that_is_expected_to_fail_is_no_reason_not_to_conform(kit, tmp_path):
+    class Flat(Port):
+        alternatives = FULL
+
+        def forward(self, r):
+            return np.atleast_2d(super().forward(r))
+
+    (tmp_path / "x.txt").write_text("F2")
+    for options, code, words in (
+        ((), 0, "conforms to"),
+        (("--strict",), 1, "does NOT conform to"),
+        (("--xfail", tmp_path / "x.txt"), 0, "conforms to"),
+        (("--xfail", tmp_path / "x.txt", "--strict"), 0, "does NOT conform, as expected, to"),
+    ):
+        got, out, _ = kit(Flat(), *run_line(*options))
+        assert got == code and f"Flat unknown {words} kit" in out
+
+
 def test_a_case_that_is_expected_to_fail_is_no_other(kit, tmp_path):
     path = tmp_path / "x.txt"
     few = ("--match", "^(plain|tall).per_output")
@@ -375,6 +393,7 @@ def test_what_a_port_says_does_not_steer_the_terminal(cases, kit, tmp_path):
     report = run(Steering(), few)
     shown = text(report) + markdown(report)
     assert all(c.isprintable() or c == "\n" for c in shown) and r"\x1b[1A" in shown
+    assert r"\n\| x \|" in markdown(report)
     assert len(text(report).splitlines()) == 6  # head, variant, nothing; verdict in three
 
 
@@ -487,6 +506,22 @@ def test_show_puts_the_case_to_a_port_and_says_how_to_do_so_again(kit, tmp_path)
     for answer in answers:
         for name in answer.keys() - {"id"}:
             assert explain.arrays("", {name: answer[name]})[0].partition("\n")[2] in out
+
+
+def test_show_keeps_what_was_asked_and_nothing_but_what_was_answered(kit, tmp_path):
+    class Spoiling(Port):
+        alternatives = FULL
+
+        def backward(self, r):
+            gradients = super().backward(r)
+            r.W0[:] = 7
+            return gradients | {"id": 5}
+
+    line = ("--impl", "my.port:Port", "--questions", tmp_path / "q", "--dtype", "float64")
+    out = kit(Spoiling(), "show", "plain.per_output", *line)[1]
+    assert "backward: dA" in out and "backward: id" not in out
+    forward, _, backward = [json.loads(q) for q in (tmp_path / "q").read_text().splitlines()]
+    assert backward["op"] == "backward" and backward["W0"] == forward["W0"]
 
 
 def test_show_says_what_is_wrong(kit):

@@ -15,11 +15,11 @@ import pytest
 from kit_port import Port
 
 from minidora.__main__ import main
-from minidora.kit import Program, load, run
+from minidora.kit import Program, load, run, testing
 from minidora.kit import program as program_module
 from minidora.kit.formats import as_json, markdown
 from minidora.kit.program import Failed
-from minidora.kit.progress import Progress
+from minidora.kit.progress import progress
 from minidora.kit.protocol import VERSION, check_alternatives, load_adapter
 from minidora.kit.report import text
 from minidora.kit.results import Results
@@ -80,7 +80,6 @@ def test_a_program_that_behaves_passes(program, cases):
         ("sys.exit(3)", "the program ended with exit code 3: it said nothing"),
         ("raise RuntimeError('no memory')", "exit code 1: .*RuntimeError: no memory"),
         ("os.kill(os.getpid(), 9)", "exit code -9"),
-        ("time.sleep(60)", "no answer within 3 s"),
         ("print('y = 1, 2, 3'); continue", "the answer is not JSON: y = 1, 2, 3"),
         ("print('[1, 2]', flush=True); continue", r"not a JSON object: \[1, 2\]"),
         ("print('[' * 100000)", "nested more than 50 deep"),
@@ -97,7 +96,6 @@ def test_a_program_that_behaves_passes(program, cases):
         ("reply['y'][0][1] += 1", "y: relative error"),
         ("reply = {'id': question['id'], 'error': 'I cannot'}", "I cannot"),
         ("os.close(1); time.sleep(60)", "closed its output"),
-        ("sys.stdin.close(); sys.stdout.write('x' * 2**20); time.sleep(60)", "no answer within"),
     ],
 )  # fmt: skip
 def test_a_program_that_misbehaves_fails_that_case_and_the_run_goes_on(
@@ -181,7 +179,7 @@ def hasty(command, *mischief, **options):
 def test_no_process_is_left_and_no_time_lost(program, cases, left, mischief):
     with hasty(program(mischief, LIGHT)) as port:
         start = time.monotonic()
-        run(port, cases[:1])  # one question
+        run(port, cases[:1])
     assert time.monotonic() - start < 4 and left() == []
 
 
@@ -205,11 +203,11 @@ def test_elsewhere_the_group_is_ended_and_nobody_waits_for_others(
     with hasty(program(mischief, LIGHT)) as port:
         start = time.monotonic()
         run(port, cases[:1])
-    assert time.monotonic() - start < 6
-    (away,) = left(0)
-    assert b"sleep" in Path(f"/proc/{away}/cmdline").read_bytes()
-    os.kill(away, signal.SIGKILL)
-    assert left() == []
+    assert time.monotonic() - start < 4
+    away = [process for process in left(0) if os.getsid(process) == process]
+    for process in away:
+        os.kill(process, signal.SIGKILL)
+    assert away and left() == []
 
 
 @linux
@@ -239,9 +237,9 @@ def test_three_time_outs_in_a_row_end_the_run(program, cases):
     )
     with hasty(program("time.sleep(60)", LIGHT), keep_going=True) as port:
         assert len(run(port, cases[:2]).results) == 2 and not port.stopped
-    with hasty(program("if question['id'] < 4: time.sleep(60)", LIGHT)) as port:
+    with hasty(program("if question['id'] in (2, 3, 5): time.sleep(60)", LIGHT)) as port:
         port.timeout = 1.5
-        assert len(run(port, cases).results) == 3 and not port.stopped  # only two in a row
+        assert len(run(port, cases).results) == 3 and not port.stopped  # two in a row, and one
 
 
 @pytest.mark.parametrize(
@@ -250,6 +248,7 @@ def test_three_time_outs_in_a_row_end_the_run(program, cases):
         ("reply['unsupported'] = reply['error'] = None", "answered without"),
         ("print('{\"id\":%d,\"y\":' % reply['id'] + '[' * 900 + ']' * 900 + '}')", "nested"),
         ("reply['id'] = 10**400", "has id 1000"),
+        ("os.close(0); os.write(1, b'x' * 2**20); time.sleep(60)", "no answer within"),
         ("while True: sys.stdout.write('\\n' * 65536)", "no answer within"),
         ("while True: sys.stdout.write('[' * 65536)", "longer than 2097152 bytes"),
         ("while True: sys.stderr.write('.' * 65536)", "no answer within"),
@@ -283,7 +282,9 @@ def test_what_a_port_says_is_shown_escaped(program, cases):
         def forward(self, request):
             raise (NotImplementedError if request.bias is None else ValueError)(said)
 
-    assert all(c.isprintable() for c in text(run(InProcess(), cases)).replace("\n", ""))
+    report = run(InProcess(), cases)
+    told = [words for r in report.results for words in (*r.errors, *r.skipped)]
+    assert report.name == shown and len(told) > 3 and all(map(str.isprintable, told))
 
 
 class Spoilt(Port):
@@ -313,16 +314,32 @@ def test_no_answer_ends_the_run(value):
         assert {r.variant.case.name for r in results if r.status == "fail"} == set(spoilt)
 
 
+@pytest.mark.parametrize("op", ["forward", "merge", "backward"])
+def test_no_size_of_an_answer_warns(op):
+    class Huge(Port):
+        pass
+
+    def scaled(self, request):
+        answer = getattr(Port, op)(self, request)
+        if op == "backward":
+            return {name: gradient * 1e307 for name, gradient in answer.items()}
+        return answer * 1e307
+
+    setattr(Huge, op, scaled)
+    names = ("steps_adamw.per_output", "plain.per_output")
+    assert run(Huge(), [case for case in load() if case.name in names]).count("pass") == 0
+
+
 def test_how_far_a_run_is(cases, capsys, monkeypatch):
     report = run(Silent(), cases)
-    with Progress(3, every=0.01) as progress:
+    with progress(3, every=0.01) as note:
         for result in report.results[:2]:
-            progress(result)
+            note(result)
         time.sleep(0.1)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 1 and lines[-1] == "2 of 3: wide.per_output float64"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress(3) as progress:
+    with progress(3):
         time.sleep(0.3)
     shown = capsys.readouterr().err
     assert shown == "\r0 of 3: started\x1b[K\r\x1b[K"
@@ -358,7 +375,7 @@ def test_bfloat16_arrays_are_numbers():
         ("pass", "exit code 0"),
         ("print('hello', flush=True); input()", "not JSON: hello"),
         ("input(); print('{\"id\": 1}', flush=True); input()", 'without "alternatives"'),
-        ('input(); print(\'{"id": 1, "error": "no"}\', flush=True); input()', "no"),
+        ('input(); print(\'{"id": 1, "error": "no\\\\u001b"}\', flush=True); input()', r"no\\x1b"),
         ('input(); print(\'{"id": 1, "unsupported": "hello"}\', flush=True); input()', "without"),
     ],
 )
@@ -425,7 +442,7 @@ class Printing(Port):
     name, version = "printer", "2.0"
 
     def merge(self, request):
-        print("merging")
+        print("merging", os.read(0, 9))
         if request.case == "wide.per_output":
             os._exit(5)
         request.W0[:] = 0  # what it was given is its own
@@ -781,23 +798,18 @@ class Hanging(Port):
         os._exit(7)
     def backward(self, r):
         time.sleep(60)
-
-class Absent(Port):
-    def __reduce__(self):
-        return time.sleep, (60,)
 """
 USE = """
 from kit_port import Port
 from minidora.kit import load
 from minidora.kit.testing import conformance
-from ports import Absent, Hanging, Wrong
+from ports import Hanging, Wrong
 
 few = [case for case in load() if case.name in ("plain.per_output", "zero_still.dead.per_output")]
 test_right = conformance(Port(), few)
 test_named = conformance("kit_port:Port", few[:1])
 test_wrong = conformance(Wrong(1), few[:1])
 test_hanging = conformance(Hanging, few[:1], timeout=5)
-test_absent = conformance(Absent(), few, timeout=0.5)
 """
 
 
@@ -807,10 +819,27 @@ def test_a_ports_own_tests(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs"]
     ran = subprocess.run([*command, "test_dora.py"], cwd=tmp_path, capture_output=True, text=True)
     out = ran.stdout
-    assert "skipped: zero_vector dead" in out and "11 failed, 16 passed, 1 skipped" in out, out
+    assert "skipped: zero_vector dead" in out and "2 failed, 16 passed, 1 skipped" in out, out
     for test, words in {
         "wrong": "diagnosis: magnitude missing",
         "hanging": "exit code 7: .*; backward: TimedOut: no answer within 5 s",
-        "absent": "does not start: no answer within 0.5 s",
     }.items():
         assert re.search(f"_ test_{test}.* _+\n.*{words}", out), out
+
+
+def test_a_port_that_does_not_start_is_started_once(cases, monkeypatch):
+    started = []
+
+    class Counted(Program):
+        def __init__(self, *words, **options):
+            started.append(words)
+            super().__init__(*words, **options)
+
+    monkeypatch.setattr(testing, "Program", Counted)
+    test = testing.conformance(Port(), cases[:1], timeout=0.01)
+    for _ in range(2):
+        with pytest.raises(pytest.fail.Exception, match="does not start: no answer within 0.01 s"):
+            test(None)
+    assert len(started) == 1
+    with pytest.raises(ValueError, match='expected "package.module:Adapter", or what can be pick'):
+        testing.conformance(lambda: Port(), cases)

@@ -15,7 +15,7 @@ from .._files import write_whole
 from . import explain, formats, peers, report, serve
 from .files import FOLDER, KitCase, left_out, load
 from .program import IN_A_ROW, Failed, Program
-from .progress import Progress
+from .progress import progress
 from .report import CaseResult, Report
 from .results import Results
 from .runner import run, variants
@@ -163,13 +163,13 @@ def run_port(arguments: Namespace) -> int:
     cases, lines = chosen_cases(arguments), prepared(arguments)
 
     def each(result: CaseResult) -> str:
-        progress(result)
+        note(result)
         counts = result.counts(strict=arguments.strict) and not expected(result, lines)
         return "at the first failure" if arguments.fail_fast and counts else ""
 
     with port(arguments) as program:
         total = sum(1 for case in cases for _ in variants(case, program.alternatives))
-        with Progress(total) as progress:
+        with progress(total) as note:
             found = run(program, cases, each=each)
     return conclude(found, arguments, lines)
 

@@ -63,8 +63,8 @@ class Program:
         self._count = 0
         try:
             greeting = self._ask({"op": "hello", "kit": VERSION})
-            self.name = escaped(greeting.get("name") or self.command[0], 100)
-            self.version = escaped(greeting.get("version") or "unknown", 100)
+            self.name = greeting.get("name") or self.command[0]
+            self.version = greeting.get("version") or "unknown"
             self.kit = greeting.get("kit") or VERSION
             if "alternatives" not in greeting:
                 raise Failed('"hello" was answered without "alternatives"')
@@ -90,7 +90,7 @@ class Program:
         answer = self._ask(request.as_json())
         name = ANSWERS[request.op]
         if name not in answer:
-            has = escaped(", ".join(answer), 100)
+            has = _start(", ".join(answer))
             raise Failed(f'{request.op} was answered without "{name}"; the answer has {has}')
         return answer[name]
 
@@ -117,7 +117,7 @@ class Program:
                 self.stopped = f"{failed}, {IN_A_ROW} times in a row (--keep-going asks on)"
             raise
         if answer.get("unsupported") and question["op"] != "hello":
-            raise NotImplementedError(escaped(answer["unsupported"]))
+            raise NotImplementedError(answer["unsupported"])
         if answer.get("error"):
             raise Failed(escaped(answer["error"]))
         return answer
@@ -133,7 +133,7 @@ def _parsed(line: str, number: int) -> dict:
     if not isinstance(answer, dict):
         raise Failed(f"the answer is not a JSON object: {_start(line)}")
     if answer.get("id") != number:
-        got = escaped(repr(answer.get("id")), 100)
+        got = _start(repr(answer.get("id")))
         raise Failed(f"the answer has id {got}, the question had {number}")
     return answer
 
@@ -165,8 +165,9 @@ class _Running:
         self.questions: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.chunks: queue.Queue[bytes] = queue.Queue(maxsize=16)  # more than that waits
         self.said, self.complaints = bytearray(), b""
-        work = {"stdin": self._write, "stdout": self._read, "stderr": self._listen}
-        self.threads = {n: _thread(w, getattr(self.process, n)) for n, w in work.items()}
+        _thread(self._write, self.process.stdin)
+        _thread(self._read, self.process.stdout)
+        self.listener = _thread(self._listen, self.process.stderr)
 
     def _write(self, stdin: IO[bytes]) -> None:
         while question := self.questions.get():
@@ -221,7 +222,7 @@ class _Running:
             code = self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             return "the program closed its output"
-        self.threads["stderr"].join(timeout=1)
+        self.listener.join(timeout=1)
         last = _start(self.complaints[-300:].decode(errors="replace"), 300)
         return f"the program ended with exit code {code}: {last or 'it said nothing'}"
 
@@ -238,14 +239,13 @@ class _Running:
         self.questions.put(b"")
         while not self.chunks.empty():  # a reader that waits for room ends
             self.chunks.get_nowait()
-        for thread in self.threads.values():
-            thread.join(timeout=1)
 
 
-def _thread(work: Callable[[IO[bytes]], None], stream: IO[bytes]) -> threading.Thread:
+def _thread(work: Callable[[IO[bytes]], None], stream: IO[bytes] | None) -> threading.Thread:
     """Work on a pipe in a thread, which closes it: nobody else could without waiting for it."""
 
     def run() -> None:
+        assert stream
         with stream:
             try:
                 work(stream)

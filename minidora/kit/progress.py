@@ -2,46 +2,34 @@
 
 import sys
 import threading
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from .report import CaseResult
 
 
-class Progress:
-    """A context manager that says it while it lasts; called with each result as it comes."""
+@contextmanager
+def progress(total: int, every: float = 10.0) -> Iterator[Callable[[CaseResult], None]]:
+    """Say it while this lasts, over and over on a terminal, every so many seconds elsewhere.
 
-    def __init__(self, total: int, every: float = 10.0) -> None:
-        """total: of results; every: seconds between two lines where stderr is no terminal."""
-        self.total, self.done, self.last = total, 0, "started"
-        self.terminal = sys.stderr.isatty()
-        self.every = 0.2 if self.terminal else every
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._tell, daemon=True)
+    total: of results. Yields what is to be called with each as it comes.
+    """
+    terminal, over, done = sys.stderr.isatty(), threading.Event(), ["started"]
+    before, after = ("\r", "\x1b[K") if terminal else ("", "\n")
 
-    def __call__(self, result: CaseResult) -> None:
-        """Take note of a result."""
-        self.done, self.last = self.done + 1, str(result.variant)
-
-    def __enter__(self) -> Self:
-        self.thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.over.set()
-        self.thread.join()
-
-    def _tell(self) -> None:
-        before, after = ("\r", "\x1b[K") if self.terminal else ("", "\n")
+    def tell() -> None:
         try:
-            while not self.over.wait(self.every):
-                line = f"{self.done} of {self.total}: {self.last}"
-                print(before, line, after, sep="", end="", file=sys.stderr, flush=True)
+            while not over.wait(0.2 if terminal else every):
+                line = f"{before}{len(done) - 1} of {total}: {done[-1]}{after}"
+                print(line, end="", file=sys.stderr, flush=True)
             print(before, after.strip(), sep="", end="", file=sys.stderr, flush=True)
         except (OSError, ValueError):
             pass  # nobody reads it
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield lambda result: done.append(str(result.variant))
+    finally:
+        over.set()
+        thread.join()

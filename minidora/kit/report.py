@@ -72,9 +72,9 @@ class CaseResult(Verdict):
             parts.append("finite is enough")
         return escaped("; ".join(parts), 2000)
 
-    def counts(self, *, strict: bool) -> bool:
-        """Whether it is a failure that keeps the report from passing."""
-        return self.status == "fail" and (strict or self.variant.case.level != "should")
+    def counts(self, *, strict: bool, status: str = "fail") -> bool:
+        """Whether it is a failure that keeps the report from passing; "xfail": from conforming."""
+        return self.status == status and (strict or self.variant.case.level != "should")
 
     def shows(self, clause: str) -> list[Difference]:
         """The outputs that came and say something of a clause."""
@@ -182,7 +182,8 @@ class Report:
 
     def conforms(self, *, strict: bool = False) -> bool:
         """Whether it passes, the whole kit was put to it, and nothing failed as expected either."""
-        return self.passes(strict=strict) and not self.selection and not self.count("xfail")
+        excused = any(result.counts(strict=strict, status="xfail") for result in self.results)
+        return self.passes(strict=strict) and not self.selection and not excused
 
     @property
     def failing_outputs(self) -> dict[str, int]:
@@ -235,10 +236,10 @@ def verdict(report: Report, *, strict: bool = False) -> list[str]:
     passes = report.passes(strict=strict)
     if report.selection:
         words = "passes a selection of" if passes else "does NOT pass a selection of"
-    elif passes and report.count("xfail"):
-        words = "does NOT conform, as expected, to"
+    elif report.conforms(strict=strict):
+        words = "conforms to"
     else:
-        words = "conforms to" if passes else "does NOT conform to"
+        words = "does NOT conform, as expected, to" if passes else "does NOT conform to"
     left_out = passes and not report.selection and (report.not_asked or report.unanswered)
     less = " as far as it was asked" * bool(left_out)
     shown = [s for s in STATUSES if s != "xfail" or report.count(s)]

@@ -61,7 +61,7 @@ static Value *parse(void) {
     char *start = left, end = peek() == '[' ? ']' : '}';
     value->type = *left;
     if (*left == '"') value->text = string();
-    else if (isalpha(*left)) while (isalpha(*left)) left++;
+    else if (isalpha((unsigned char)*left)) left += strcspn(left, ",]} \t\r\n");
     else if (*left != '[' && *left != '{') {
         value->number = strtod(left, &left), value->type = '0';
         expect(left > start);
