@@ -12,7 +12,7 @@ from kit_port import Port
 
 from minidora.__main__ import main
 from minidora.kit import load, peers, run
-from minidora.kit.protocol import load_adapter
+from minidora.kit.protocol import in_dtype, load_adapter
 
 
 def judged(implementation, cases=None):
@@ -62,6 +62,23 @@ def test_a_diagnosed_mistake_breaks_its_clause_alone():
     assert "Z2" not in clauses and peers.judgement({}, "Z2") is None
     alone = judged(ScaledBias(), cases[:1])  # nothing but cases with a bias
     assert failed(alone) == {"B1"} and not {"D1", "D3", "F1"} & alone.keys()
+
+
+class InBfloat16(ScaledBias):
+    alternatives = ScaledBias.alternatives | {"dtype": "bfloat16"}
+
+    def forward(self, request):
+        """Rounded after every operation that counts."""
+        W = in_dtype(self.merge(request), "bfloat16", "W")
+        y = in_dtype(request.x @ W.T, "bfloat16", "y")
+        V = in_dtype(request.W0 + request.scale * request.B @ request.A, "bfloat16", "V")
+        g = in_dtype(request.m / np.sqrt((V**2).sum(1)), "bfloat16", "g")
+        return in_dtype(y + in_dtype(g * request.bias, "bfloat16", "b"), "bfloat16", "y")
+
+
+def test_a_mistake_is_told_from_rounding_in_16_bits():
+    cases = [c for c in load() if c.name in ("square.per_output", "two_leading.per_output")]
+    assert failed(judged(InBfloat16(), cases)) == {"B1"}
 
 
 def test_a_mistake_whose_clause_the_case_does_not_have_is_not_lost():

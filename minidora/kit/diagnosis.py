@@ -10,7 +10,7 @@ import numpy as np
 from ..evidence.gradcheck import Difference
 from .clauses import CLAUSES
 from .compare import as_array
-from .files import KitCase
+from .files import WIDE, KitCase
 from .mistakes import (
     BY_NAME,
     CANCELLED,
@@ -29,6 +29,7 @@ from .sheet import IMPOSSIBLE, OUTPUTS, Sheet, after_steps, answers, given, in_p
 
 SMALL = 1e-3  # the size below which an output is judged absolutely: it may be rounding alone
 AWAY = 0.05  # a match is nearer to the mistake's answer than this part of the way to the right one
+AWAY_IN_16_BITS = 0.3  # where rounding alone goes part of the way
 OF_STEPS = ("A", "B", "m", "W")
 LIKELY = 0.5  # a mistake explains at least this part of what it would show in
 FITTED = (EPS, ROOTED_EPS, FLOOR)
@@ -72,12 +73,13 @@ def diagnose(
     right = {n: of_mode(case.expected[n], mode) for n in asked}
     failed &= set(asked)
     names, alone = [], []
+    away = AWAY if dtype in WIDE else AWAY_IN_16_BITS
     for name, wrong in _candidates(case, mode, groups, arrays):
         if name == HALF and dtype != "float16" or not failed & wrong.keys():
             continue
         given_by = right | wrong  # all that was asked for
         far = all(
-            _apart(arrays[n], given_by[n]) <= AWAY * _apart(right[n], given_by[n]) for n in failed
+            _apart(arrays[n], given_by[n]) <= away * _apart(right[n], given_by[n]) for n in failed
         )
         if not far or not all(alike(arrays[n], given_by[n], tolerance) for n in failed):
             continue
