@@ -117,9 +117,9 @@ def credible(results: Sequence[Any]) -> list[Any]:
 
 
 def _rank(name, of_name, results) -> tuple:
-    """How likely a mistake is: of the results in which it would show the part that it explains;
+    """How likely a mistake is: the part that it explains of the results in which it would show.
 
-    then whether it is about the outputs that are wrong and about what the cases are for.
+    Among equals, whether it is about the outputs that are wrong, and about what the cases are for.
     """
     families = {_family(results[i]) for i in of_name}
     shows = [
@@ -139,7 +139,7 @@ def _family(result):
 
 
 def _shows(name, result) -> bool:
-    """Whether a mistake would change what came; of some it is known by all that fails."""
+    """Whether a mistake would change what came; one without cells, or fitted, wherever it fails."""
     case, mode = result.variant.case, result.variant.norm_grad or "exact"
     failed = {d.name for d in result.differences if not d.ok}
     mistake = BY_NAME.get(name)
