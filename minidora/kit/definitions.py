@@ -117,8 +117,8 @@ def special(axis: str) -> list[KitCase]:
         return {"m": m}
 
     case, by_rows = partial(case_of, axis), axis == "per_output"
-    of_start = {"d_out": 5, "d_in": 3} if by_rows else {"d_out": 3, "d_in": 5}
-    single = {"d_in": 1, "rank": 1} if by_rows else {"d_out": 1, "rank": 1}
+    of_start: Options = {"d_out": 5, "d_in": 3} if by_rows else {"d_out": 3, "d_in": 5}
+    single: Options = {"d_in": 1, "rank": 1} if by_rows else {"d_out": 1, "rank": 1}
     initial: Options = {"gives": ("init", "forward", "merge", "backward")}
     room = {"float64": 1e-6, "float32": 1e-5, "bfloat16": 3e-2}  # for an eps of 1e-11
     tiny: Options = {"change": lambda p: {n: p[n] / 2**20 for n in ("W0", "B")}, "bias": False}
@@ -246,7 +246,7 @@ def optional(axis: str) -> list[KitCase]:
         made.inputs |= {f"{name}2": array for name, array in more.items()}
         return made
 
-    layout = ("transposed", "L1", "transposed-weight", "layout", "in_out", {})
+    layout = ("transposed", "L1", "transposed-weight", "layout", "in_out")
     begun = NEW | {"gives": ("init", "forward", "merge")}
     of_V = case("nonzero_start", "I3", "magnitude-not-trained", "init", "norm_of_V", begun)
     del of_V.inputs["m"]
@@ -256,7 +256,7 @@ def optional(axis: str) -> list[KitCase]:
     ranks: Options = {"options": {"settings": {"ranks": 2}, **NEW}, "d_out": 6, "d_in": 4}
     for side in ("d_in", "d_out"):
         more.append(case(f"sharded.{side}", "R1", "norm-axis", "shards", side, **ranks))
-    turned = case(*layout, change=lambda p: {"W0": np.ascontiguousarray(p["W0"].T)}, d_out=3)
+    turned = case(*layout, {}, change=lambda p: {"W0": np.ascontiguousarray(p["W0"].T)}, d_out=3)
     return [turned, strength("zero", 0.0), strength("half", 0.5), *more]
 
 

@@ -3,12 +3,13 @@
 The right answers of the kit do not come from here (see `generate`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from types import CodeType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .files import KitCase
 from .optimizer import update
@@ -66,40 +67,41 @@ CELLS = {
     "dx": "dx0 + masked_dx",
     "dbias": "dy.sum(0)",
 }
+Norm = Callable[[NDArray], NDArray]
 OUTPUTS = {"forward": ("m", "y", "W"), "gradient": ("dx", "dA", "dB", "dm", "dbias")}
 
 
-def total(M, axis):
+def total(M: NDArray, axis: Any) -> NDArray:
     """The sum over each vector, kept beside it."""
     return M.sum(axis=axis, keepdims=True)
 
 
-def beside(vector, axis):
+def beside(vector: NDArray, axis: int) -> NDArray:
     """A number for each vector, laid beside it."""
     return np.expand_dims(vector, axis)
 
 
-def quotient(a, b):
+def quotient(a: NDArray, b: NDArray) -> NDArray:
     """a / b, NaN where b is 0."""
     return np.where(b == 0, np.nan, a / np.where(b == 0, 1, b))
 
 
-def norm_of(over, power, count, root):
+def norm_of(over: Any, power: float, count: int, root: float) -> Norm:
     """A function that takes the norms of vectors."""
     return lambda M: (total(abs(M) ** power, over) / count) ** root
 
 
-def largest(axis):
+def largest(axis: int) -> Norm:
     """Their largest entries in place of norms."""
     return lambda M: abs(M).max(axis, keepdims=True)
 
 
-def in_half(axis):
+def in_half(axis: int) -> Norm:
     """The norm, summed in float16."""
     return lambda M: (total(M.astype("f2") ** 2, axis) ** np.float16(0.5)).astype("f8")
 
 
-def in_kernel(axes, kernel):
+def in_kernel(axes: tuple[int, ...], kernel: tuple[int, ...]) -> Norm:
     """Norms over some dimensions of a kernel (d_out, channels, kh, kw) alone."""
 
     def norm(M):
@@ -109,7 +111,7 @@ def in_kernel(axes, kernel):
     return norm
 
 
-def own(M, split, shards, ranks):
+def own(M: NDArray, split: int, shards: str, ranks: int) -> NDArray:
     """1 where M belongs to the first rank, 0 elsewhere, where it is split along that dimension."""
     mine = np.ones(M.shape)
     if split == ("d_out", "d_in").index(shards):
@@ -117,7 +119,7 @@ def own(M, split, shards, ranks):
     return mine
 
 
-def local(axis, shards, ranks):
+def local(axis: int, shards: str, ranks: int) -> Norm:
     """Norms over the part that a rank has."""
 
     def norm(M):
@@ -128,7 +130,9 @@ def local(axis, shards, ranks):
     return norm
 
 
-def patches(images, kernel, stride, padding, pad="constant"):
+def patches(
+    images: NDArray, kernel: tuple[int, ...], stride: int, padding: int, pad: Any = "constant"
+) -> NDArray:
     """What lies under the kernel at each place, as rows: (n places, channels kh kw)."""
     around = ((0, 0), (0, 0), (padding, padding), (padding, padding))
     windows = np.lib.stride_tricks.sliding_window_view(
@@ -137,12 +141,12 @@ def patches(images, kernel, stride, padding, pad="constant"):
     return windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, int(np.prod(kernel[1:])))
 
 
-def turned(W, kernel):
+def turned(W: NDArray, kernel: tuple[int, ...]) -> NDArray:
     """A weight whose kernels are turned round."""
     return np.flip(W.reshape(kernel), (2, 3)).reshape(W.shape)
 
 
-def last_of_each(x):
+def last_of_each(x: NDArray) -> NDArray:
     """1 for the last of equal one-hot rows, 0 for those before it."""
     return 1 - np.triu(x @ x.T, 1).max(1, keepdims=True)
 
@@ -161,7 +165,7 @@ class Sheet(dict):
 
     def __init__(self, given: dict, changed: Mapping[str, str]) -> None:
         super().__init__({n: value for n, value in given.items() if n not in changed})
-        self._formulas = CELLS | changed
+        self._formulas = CELLS | dict(changed)
         self["given"] = given
 
     def __missing__(self, name):
@@ -227,7 +231,7 @@ def together(case: KitCase, name: str, values: list[np.ndarray]) -> np.ndarray:
         return np.stack(values)
     if len(values) == 1:
         return values[0]
-    return sum(values) if name == "dx" else np.concatenate(values, -1 if name == "y" else 0)
+    return np.sum(values, 0) if name == "dx" else np.concatenate(values, -1 if name == "y" else 0)
 
 
 def answers(

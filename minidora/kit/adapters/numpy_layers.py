@@ -89,4 +89,4 @@ def together(r: Request, name: str, values: list[NDArray]) -> NDArray:
         return np.stack(values)
     if len(values) == 1:
         return values[0]
-    return sum(values) if name == "dx" else np.concatenate(values, -1 if name == "y" else 0)
+    return np.sum(values, 0) if name == "dx" else np.concatenate(values, -1 if name == "y" else 0)
