@@ -25,6 +25,7 @@ from minidora.kit.mistakes import BY_NAME, HALF, MISTAKES
 from minidora.kit.optimizer import update
 from minidora.kit.protocol import ALTERNATIVES, DEFAULTS, Request, check_alternatives
 from minidora.kit.report import verdict
+from minidora.kit.results import Results
 from minidora.kit.sheet import after_steps, answers
 
 KIT = Path(files.__file__).parent
@@ -91,6 +92,19 @@ def test_a_port_may_ask_for_kit_1_0_and_its_files_are_read(cases, tmp_path):
     port.kit = "0.9"
     with pytest.raises(ValueError, match=r"kit: expected 1.0 or 1.1, got '0.9'"):
         run(port, cases)
+    # answers on file
+    (plain,) = [case for case in cases if case.name == "plain.per_output"]
+    outputs = {n: v["exact"] if isinstance(v, dict) else v for n, v in plain.expected.items()}
+    answer = {"case": plain.name, "norm_grad": "exact"}
+    answer |= {name: value.tolist() for name, value in outputs.items()}
+    about = {"kit": "1.0", "alternatives": {"norm_grad": "exact"}}
+    answered = tmp_path / "answers"
+    answered.mkdir()
+    (answered / "implementation.json").write_text(json.dumps(about))
+    (answered / "plain.json").write_text(json.dumps(answer))
+    report = run(Results(answered), cases)
+    assert report.kit == "1.0" and report.count("pass") == 1 and report.count("fail") == 0
+    assert {r.variant.case.since for r in report.results} == {"1.0"}
     # a folder as 1.0 had it: no `since`, `wrong` in every file, its own manifest
     path = FOLDER / "plain.per_output.json"
     document = json.loads(path.read_bytes())
@@ -419,7 +433,7 @@ def test_each_new_case_notices_what_it_is_for(cases, dtype):
     assert {case.name.partition(".")[0] for case in new} == NOTICED_BY.keys()
     by_label = {bug.label: bug for bug in bugs()}
     by_label[""] = Bug("", [("*r.x.shape[:-1], len(r.B)", f"*{TWO}, len(r.B)")])
-    infinite = ("g = (m / c)[:, None]\n", "g = (m / c / (c > 1e-4))[:, None]\n")
+    infinite = ("g = (m / c)[:, None]\n", "g = (m / c / (c > 5e-3))[:, None]\n")
     by_label["an infinite m/c"] = Bug("", [infinite])
     for stem, label in NOTICED_BY.items():
         these = [c for c in new if c.name.partition(".")[0] == stem and dtype in c.dtypes]
@@ -439,6 +453,17 @@ def test_a_port_that_is_plain_lora_is_called_so(cases):
     assert not any(
         "the whole port" in line for line in verdict(run(planted(BUGS["m starts at 1"]), cases))
     )
+
+
+def test_float32_written_with_nine_digits_is_named(cases):
+    class Nine(Port):
+        alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+
+        def forward(self, r):
+            y = np.float32(super().forward(r))
+            return np.array([float(f"{number:.9g}") for number in y.flat]).reshape(y.shape)
+
+    assert list(run(Nine(), cases).diagnoses) == ["answers look like float32; declare dtype"]
 
 
 def test_under_adamw_a_small_error_is_no_mean_over_rows(cases):

@@ -12,7 +12,7 @@ from kit_port import Port
 
 from minidora.__main__ import main
 from minidora.kit import load, peers, run
-from minidora.kit.protocol import load_adapter
+from minidora.kit.protocol import in_dtype, load_adapter
 
 
 def judged(implementation, cases=None):
@@ -62,6 +62,23 @@ def test_a_diagnosed_mistake_breaks_its_clause_alone():
     assert "Z2" not in clauses and peers.judgement({}, "Z2") is None
     alone = judged(ScaledBias(), cases[:1])  # nothing but cases with a bias
     assert failed(alone) == {"B1"} and not {"D1", "D3", "F1"} & alone.keys()
+
+
+class InBfloat16(ScaledBias):
+    alternatives = ScaledBias.alternatives | {"dtype": "bfloat16"}
+
+    def forward(self, request):
+        """Rounded after every operation that counts."""
+        W = in_dtype(self.merge(request), "bfloat16", "W")
+        y = in_dtype(request.x @ W.T, "bfloat16", "y")
+        V = in_dtype(request.W0 + request.scale * request.B @ request.A, "bfloat16", "V")
+        g = in_dtype(request.m / np.sqrt((V**2).sum(1)), "bfloat16", "g")
+        return in_dtype(y + in_dtype(g * request.bias, "bfloat16", "b"), "bfloat16", "y")
+
+
+def test_a_mistake_is_told_from_rounding_in_16_bits():
+    cases = [c for c in load() if c.name in ("square.per_output", "two_leading.per_output")]
+    assert failed(judged(InBfloat16(), cases)) == {"B1"}
 
 
 def test_a_mistake_whose_clause_the_case_does_not_have_is_not_lost():
@@ -245,6 +262,34 @@ def test_torchtune_has_nan_for_zero_rows_and_rows_for_single_vectors():
     assert layer(torch.ones(3)).shape == (1, 2)
 
 
+def test_torchtunes_ratio_overflows_in_float16():
+    """D6: torchtune 0.6.1, where y itself is 8."""
+    pytest.importorskip("torchtune", exc_type=ImportError, reason="needs torchtune")
+    import torch
+    from torchtune.modules.peft import DoRALinear
+
+    layer = DoRALinear(2, 1, rank=1, alpha=1.0).half()
+    layer.weight.data = torch.tensor([[2.0**-14, 0.0]]).half()
+    layer.magnitude.data = torch.tensor([8.0]).half()
+    y = layer(torch.ones(1, 2).half())
+    mended(torch.isfinite(y).all(), "torchtune")
+    assert torch.isnan(y)
+
+
+def test_our_pytorch_layers_floor_the_norm_of_what_nearly_cancels():
+    """D5: below a thousandth of ‖w0‖ the norm is too large; the NumPy layers are right there."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    from minidora import factored
+    from minidora.pytorch import dora
+
+    W0, A, B = np.array([[1.0, 1e-4]]), np.array([[1.0, 0.0]]), np.array([[-1.0]])
+    x, m = np.eye(2), np.ones(1)
+    right, _ = factored.dora_forward(x, W0, A, B, m, 1.0)
+    arrays = [torch.from_numpy(array) for array in (x, W0, A, B, m)]
+    np.testing.assert_allclose(right[:, 0], [0, 1], atol=1e-12)
+    assert 0 < float(dora(*arrays, 1.0)[1, 0]) < 0.5
+
+
 def test_lycoris_multiplier_0_is_not_the_base():
     """S3: LyCORIS 4.1.3, multiplier 0 gives W0 + scale B A."""
     pytest.importorskip("lycoris", reason="needs LyCORIS")
@@ -262,7 +307,7 @@ def test_lycoris_multiplier_0_is_not_the_base():
 
 
 def test_lycoris_adds_the_dtypes_eps_to_the_norm():
-    """Q1: LyCORIS 4.1.3, a row of norm 5.5e-3 loses 2e-5 in float32, 15 % in float16."""
+    """D3: LyCORIS 4.1.3, a row of norm 5.5e-3 loses 2e-5 in float32, 15 % in float16."""
     pytest.importorskip("lycoris", reason="needs LyCORIS")
     import torch
     from lycoris.functional.general import weight_decompose

@@ -10,7 +10,7 @@ import numpy as np
 from ..evidence.gradcheck import Difference
 from .clauses import CLAUSES
 from .compare import as_array
-from .files import KitCase
+from .files import WIDE, KitCase
 from .mistakes import (
     BY_NAME,
     CANCELLED,
@@ -29,6 +29,7 @@ from .sheet import IMPOSSIBLE, OUTPUTS, Sheet, after_steps, answers, given, in_p
 
 SMALL = 1e-3  # the size below which an output is judged absolutely: it may be rounding alone
 AWAY = 0.05  # a match is nearer to the mistake's answer than this part of the way to the right one
+AWAY_IN_16_BITS = 0.3  # where rounding alone goes part of the way
 OF_STEPS = ("A", "B", "m", "W")
 LIKELY = 0.5  # a mistake explains at least this part of what it would show in
 FITTED = (EPS, ROOTED_EPS, FLOOR)
@@ -72,12 +73,13 @@ def diagnose(
     right = {n: of_mode(case.expected[n], mode) for n in asked}
     failed &= set(asked)
     names, alone = [], []
+    away = AWAY if dtype in WIDE else AWAY_IN_16_BITS
     for name, wrong in _candidates(case, mode, groups, arrays):
         if name == HALF and dtype != "float16" or not failed & wrong.keys():
             continue
         given_by = right | wrong  # all that was asked for
         far = all(
-            _apart(arrays[n], given_by[n]) <= AWAY * _apart(right[n], given_by[n]) for n in failed
+            _apart(arrays[n], given_by[n]) <= away * _apart(right[n], given_by[n]) for n in failed
         )
         if not far or not all(alike(arrays[n], given_by[n], tolerance) for n in failed):
             continue
@@ -115,9 +117,9 @@ def credible(results: Sequence[Any]) -> list[Any]:
 
 
 def _rank(name, of_name, results) -> tuple:
-    """How likely a mistake is: of the results in which it would show the part that it explains;
+    """How likely a mistake is: the part that it explains of the results in which it would show.
 
-    then whether it is about the outputs that are wrong and about what the cases are for.
+    Among equals, whether it is about the outputs that are wrong, and about what the cases are for.
     """
     families = {_family(results[i]) for i in of_name}
     shows = [
@@ -137,7 +139,7 @@ def _family(result):
 
 
 def _shows(name, result) -> bool:
-    """Whether a mistake would change what came; of some it is known by all that fails."""
+    """Whether a mistake would change what came; one without cells, or fitted, wherever it fails."""
     case, mode = result.variant.case, result.variant.norm_grad or "exact"
     failed = {d.name for d in result.differences if not d.ok}
     mistake = BY_NAME.get(name)
@@ -238,10 +240,12 @@ def alike(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
 
 def _narrow(dtype, arrays, failed, differences) -> str:
     """The name for answers in a narrower dtype than was asked for, or nothing."""
-    worst = max(d.max_rel for d in differences)
+    worst, numbers = max(d.max_rel for d in differences), sum(arrays[n].size for n in failed)
+    near = 5e-9  # they may have been written with nine digits
     for name, (narrow, wider, bound) in NARROW.items():
-        if dtype in wider and worst <= bound:
-            if all(np.array_equal(in_dtype(arrays[n], narrow, n), arrays[n]) for n in failed):
+        if dtype in wider and worst <= bound and numbers > 5:  # fewer may look so by chance
+            pairs = [(in_dtype(arrays[n], narrow, n), arrays[n]) for n in failed]
+            if all(np.allclose(rounded, got, rtol=near, atol=0.0) for rounded, got in pairs):
                 return name
     return ""
 
