@@ -3,8 +3,8 @@
     pip install peft transformers lycoris-lora mlx-lm "mlx[cpu]"
     python tests/adapter_fixtures.py
 
-A folder each: the adapter's files as they were saved, and in `base` the model's weights. Their
-versions are in tests/adapters/versions.json.
+A folder each: the adapter as it was saved, in `base` the weights of its model, in `merged` what the
+library itself makes of those that it adapts. The versions are in tests/adapters/versions.json.
 """
 
 import argparse
@@ -82,12 +82,18 @@ def by_peft(name, model, loss, **config):
         for file in base.glob("*config.json"):
             file.unlink()
     else:
-        base.mkdir(parents=True)
-        save_file(model.state_dict(), base / "model.safetensors")
+        save(name, "base", model.state_dict())
     adapted = peft.get_peft_model(model, peft.LoraConfig(use_dora=True, r=2, **config))
     train(adapted.parameters(), lambda: loss(adapted))
     adapted.save_pretrained(FOLDER / name)
     (FOLDER / name / "README.md").unlink(missing_ok=True)
+    before = {key: w.clone() for key, w in adapted.base_model.model.state_dict().items()}
+    before = {key.replace(".base_layer", ""): w for key, w in before.items()}
+    merged = adapted.merge_and_unload().state_dict()
+    moved = {key for key in merged if not torch.equal(merged[key], before[key])} - {
+        "lm_head.weight"
+    }
+    save(name, "merged", {key: merged[key] for key in moved})
 
 
 def by_transformers(model):
@@ -99,28 +105,41 @@ def by_transformers(model):
 def by_lycoris(name, **options):
     """A file of LyCORIS's wrapper."""
     model = Small()
-    save_base(name, model)
+    save(name, "base", model.state_dict())
     network = create_lycoris(model, 1.0, 2, 1, dora_wd=True, **options)
     network.apply_to()
     train(network.parameters(), model)
     network.save_weights(FOLDER / name / "adapter.safetensors", None, {})
+    if options["algo"] == "lora":
+        save(name, "merged", merged_by_lycoris(model, network))
 
 
 def by_kohya(name):
     """A file of LyCORIS's module for kohya's trainer."""
     model = torch.nn.Sequential()
     model.add_module("mid_block", Transformer2DModel())
-    save_base(name, model)
+    save(name, "base", model.state_dict())
     network = create_network(1.0, 2, 1, None, [], model, algo="lora", dora_wd=True)
     network.apply_to([], model, False, True)
     train(network.parameters(), model.mid_block)
     network.save_weights(str(FOLDER / name / "adapter.safetensors"), torch.float16, {})
+    save(name, "merged", merged_by_lycoris(model, network))
 
 
-def save_base(name, model):
-    """The weights in a file of their own."""
-    (FOLDER / name / "base").mkdir(parents=True)
-    save_file(model.state_dict(), FOLDER / name / "base" / "model.safetensors")
+def merged_by_lycoris(model, network):
+    """{name of a weight: what LyCORIS merges it into}."""
+    names = {id(module): name for name, module in model.named_modules()}
+    return {
+        f"{names[id(part.org_module[0])]}.weight": part.get_merged_weight()[0].detach()
+        for part in network.loras
+    }
+
+
+def save(name, folder, weights):
+    """Weights in a file of their own."""
+    (FOLDER / name / folder).mkdir(parents=True)
+    weights = {key: weight.contiguous() for key, weight in weights.items()}
+    save_file(weights, FOLDER / name / folder / "model.safetensors")
 
 
 def by_mlx(name, dtype):
@@ -144,6 +163,10 @@ def by_mlx(name, dtype):
     }
     data = Data([(list(range(12)), 0), (list(range(8, 24)), 0)])
     lora.train_model(argparse.Namespace(**settings), model, data, data)
+    modules = {key: m for key, m in model.named_modules() if hasattr(m, "fuse")}
+    (FOLDER / name / "merged").mkdir()
+    merged = {f"{key}.weight": m.fuse().weight for key, m in modules.items()}
+    mx.save_safetensors(str(FOLDER / name / "merged" / "model.safetensors"), merged)
     for file in (FOLDER / name).glob("0*_adapters.safetensors"):
         file.unlink()
     path = FOLDER / name / "adapter_config.json"  # the folder's own path is of no use elsewhere

@@ -36,7 +36,7 @@ ADVICE = {
 """Every kind of finding, and what to do."""
 UNREADABLE = ("incomplete", "shape", "shape of m", "wrong axis", "not finite")
 """With which nothing can be said of what a layer does."""
-FAR, MANY = 2.0, 0.1  # a factor between m and a norm, and a share of all vectors
+FAR, MANY = 2.0, 0.25  # a factor between m and a norm, and a share of all vectors
 STALE = 0.01  # relative, above what bfloat16 rounds
 SMALL, LARGE = 2.0**-14, 2.0**15  # float16 loses digits below, and ends at twice this
 
@@ -109,6 +109,9 @@ def examine(layer: Layer, weight: Tensor | None = None) -> tuple[list[Finding], 
         if len(missing) == 1 or layer.tensors.keys() <= {"m", "alpha", "norm"}:
             evidence = f"{' and '.join(missing)} missing, {', '.join(layer.tensors)} there"
             findings.append(Finding("incomplete", layer.path, evidence))
+        elif "m" in layer.tensors and len(sizes := layer.tensors["m"].sizes) < 2:  # of a LoKr
+            evidence = f"m is {sizes}, expected (d_out, 1) or (1, d_in)"
+            findings.append(Finding("shape of m", layer.path, evidence))
         return findings, None
     try:
         A, B, lying = layer.low_rank()
@@ -146,7 +149,7 @@ def _magnitude(
     shapes, m = layer.magnitude_shapes(d_out, inputs), tensor.whole().ravel()
     if tensor.sizes in shapes:
         return m, shapes[tensor.sizes], None
-    expected = " or ".join(str(shape) for shape in reversed(shapes))
+    expected = " or ".join(str(shape) for shape in shapes)
     evidence = f"m is {tensor.sizes}, expected {expected}"
     if m.size == d_out:
         return m, "per_output", ("shape of m", layer.path, evidence)
@@ -205,8 +208,8 @@ def _of_values(layer: Layer) -> Iterator[tuple[str, str]]:
             yield "alpha", f"expected a number above 0, got {_shown(array)}"
     if kinds.get("m") == "BF16":
         yield "dtype", "m is BF16, in steps of 0.4 to 0.8 %: small updates are lost"
-    elif len({*kinds} & set("ABm")) == 3 and len({kinds[name] for name in "ABm"}) > 1:
-        yield "dtype", ", ".join(f"{name} is {kinds[name]}" for name in "ABm")
+    elif len({kind for name, kind in kinds.items() if name in "ABm" and kind in FLOATING}) > 1:
+        yield "dtype", ", ".join(f"{name} is {kinds[name]}" for name in "ABm" if name in kinds)
     if layer.scale is not None and not layer.scale > 0:
         yield "alpha", f"the settings make the scale {layer.scale:g}"
 
@@ -239,7 +242,8 @@ def _of_norms(layer: Layer, held: Held, weight: Tensor) -> Iterator[Finding]:
             evidence = evidence.format(percents[0], vectors, percents[1], there)
             yield Finding("wrong axis", layer.path, evidence)
             return
-    if ((away > np.log(FAR)) & (norms[1] > 0)).mean() > MANY:
+    some = (m > 0) & (norms[0] > 0) & (norms[1] > 0)
+    if (some & (away > np.log(FAR))).mean() > MANY:
         evidence = f"|m| is {_shown(m)}, the norms of V's {vectors} are {_shown(norms[1])}"
         yield Finding("m far from V", layer.path, evidence)
 
