@@ -38,13 +38,13 @@ def add_arguments(adapter: _command.Parser) -> None:
 def check_adapter(arguments: Namespace) -> int:
     """Print a line for each finding; 1 where there is any."""
     _command.require("safetensors")
-    from .findings import check
+    from .findings import ADVICE, check
 
     findings = check(arguments.folder, arguments.base)
-    content = {"findings": [f._asdict() | {"advice": f.advice} for f in findings]}
+    content = {"findings": [f._asdict() | {"advice": ADVICE[f.kind]} for f in findings]}
     write_in_order(_as_json(arguments, content))
     for f in findings:
-        line = f"{f.layer or arguments.folder}: {f.kind}: {f.evidence}; {f.advice}"
+        line = f"{f.layer or arguments.folder}: {f.kind}: {f.evidence}; {ADVICE[f.kind]}"
         print(_command.printable(line))
     return 1 if findings else 0
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._boundary import Array, number, positive_int
+from .._boundary import Array, number, positive_int, summed_axis
 from .._files import FilePath, digest
 from ..peft.config import Config, expected_settings, read_object, scale_of, setting_of
 from ..peft.format import ARRAYS, CONFIG, SUMS, held_to_sums
@@ -69,7 +69,8 @@ class Layer:
         """The scale of B @ A: the settings' own, or alpha / rank, or 1."""
         if self.scale is not None or "alpha" not in self.tensors:
             return 1.0 if self.scale is None else self.scale
-        return float(self.tensors["alpha"].whole().flat[0]) / rank
+        alpha = self.tensors["alpha"].whole().ravel()
+        return float(alpha[0]) / rank if alpha.size else 1.0
 
     def magnitude_shapes(self, d_out: int, inputs: tuple[int, ...]) -> dict[tuple[int, ...], str]:
         """The shapes that m may have in this format, and the norm_axis that each means.
@@ -108,14 +109,17 @@ def read(path: FilePath) -> Adapter:
         if "lora_parameters" in config:
             return _mlx(path, config)
         raise ValueError(f"{path / CONFIG}: expected 'peft_type' or 'lora_parameters', got neither")
-    file = one_file(path) if path.is_dir() else path
+    file = one_file(path)
     tensors, metadata = read_tensors(file)
     if ABOUT in metadata:
         return _own(file, tensors, metadata)
     arrays, strange = _by_layer(file, tensors, KEYS)
-    dim = metadata.get("ss_network_dim", "")  # kohya's
-    rank = int(dim) if re.fullmatch("[0-9]{1,9}", dim) else None
-    return Adapter({layer: Layer(layer, ts, rank) for layer, ts in arrays.items()}, None, strange)
+    layers, dim = {}, metadata.get("ss_network_dim", "")  # kohya's, of matrices
+    for layer, of_layer in arrays.items():
+        matrices = all(len(tensor.sizes) < 3 for tensor in of_layer.values())
+        rank = int(dim) if matrices and re.fullmatch("[0-9]{1,9}", dim) else None
+        layers[layer] = Layer(layer, of_layer, rank)
+    return Adapter(layers, None, strange)
 
 
 def _peft(folder: Path, text: bytes) -> Adapter:
@@ -136,15 +140,12 @@ def _peft(folder: Path, text: bytes) -> Adapter:
             scale = scale_of(config, layer, rank)
         except OverflowError:
             raise ValueError(f"{path}: r: expected a rank, got a number too large") from None
-        embeds = "A" in of_layer and of_layer["A"].name.endswith("lora_embedding_A")
-        conv = "A" in of_layer and len(of_layer["A"].sizes) > 2
-        turned = embeds or (bool(config.get("fan_in_fan_out")) and not conv)
+        embeds = any(tensor.name.endswith("lora_embedding_A") for tensor in of_layer.values())
+        matrices = all(len(tensor.sizes) < 3 for tensor in of_layer.values())
+        turned = embeds or (bool(config.get("fan_in_fan_out")) and matrices)
         layers[layer] = Layer(layer, of_layer, rank, scale, is_turned=turned)
-    unmatched = [
-        f"{name} {key!r}"
-        for name, key in entries
-        if not any(matches_end(key, layer) for layer in layers)
-    ]
+    means = {key: any(matches_end(key, layer) for layer in layers) for _, key in entries}
+    unmatched = [f"{name} {key!r}" for name, key in entries if not means[key]]
     return Adapter(layers, bool(config.get("use_dora")), strange, unmatched)
 
 
@@ -181,10 +182,11 @@ def _own(file: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) ->
             if structures[path]["type"] not in OWN_LAYERS:  # of other arrays than these
                 continue
             settings = structures[path]["settings"]
-            scale, axis = (
-                number("scale", settings["scale"]),
+            axis, scale = (
                 settings.get("norm_axis", "per_output"),
+                number("scale", settings["scale"]),
             )
+            summed_axis(axis)  # refuses what is none
             layers[path] = Layer(path, of_layer, None, scale, axis, is_grouped=True)
         if not layers:
             raise ValueError(f"expected layers of {' or '.join(OWN_LAYERS)}, got none")
