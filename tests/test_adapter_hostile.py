@@ -118,7 +118,8 @@ SETTINGS = {
     "alpha not a number": '{"peft_type": "LORA", "r": 1, "lora_alpha": NaN}',
     "alpha infinite": '{"peft_type": "LORA", "r": 1, "lora_alpha": 1e999}',
     "a pattern that never ends": {"rank_pattern": {"(a+)+" * 9 + "$": 2}},
-    "patterns without end": {"alpha_pattern": {f"x{i}": 1 for i in range(125_001)}},
+    "a pattern that is none": {"rank_pattern": 7},
+    "patterns without end": {"alpha_pattern": {f"x{i}": 1 for i in range(10_001)}},
     "another method": {"peft_type": "\x1b[31mLOHA\n"},
     "mlx-lm's without a rank": '{"lora_parameters": null}',
     "mlx-lm's scale": '{"lora_parameters": {"rank": 2, "scale": 1e999}}',
@@ -262,7 +263,7 @@ def test_damaged_files_are_read_or_refused_by_name(name, tmp_path):
     folder = shutil.copytree(FIXTURES / name, tmp_path / "adapter")
     files = [p for p in folder.rglob("*") if p.is_file() and "merged" not in p.parts]
     good, rng, outcomes = {path: path.read_bytes() for path in files}, np.random.default_rng(0), []
-    for _ in range(120):
+    for _ in range(60):
         path = files[rng.integers(len(files))]
         _, data = corrupted(good[path], rng, good[files[0]])
         path.write_bytes(data)
@@ -271,11 +272,12 @@ def test_damaged_files_are_read_or_refused_by_name(name, tmp_path):
     assert {"read", "refused"} == set(outcomes)
 
 
-def test_every_flipped_bit_of_a_header_and_settings(tmp_path):
+def test_flipped_bits_of_a_header(tmp_path):
     folder = shutil.copytree(FIXTURES / "kohya", tmp_path / "adapter")
     file = folder / "adapter.safetensors"
     good = file.read_bytes()
-    for bit in range(8 * (8 + int.from_bytes(good[:8], "little"))):
+    bits = 8 * (8 + int.from_bytes(good[:8], "little"))
+    for bit in np.random.default_rng(0).choice(bits, 300, replace=False).tolist():
         data = bytearray(good)
         data[bit // 8] ^= 1 << bit % 8
         file.write_bytes(data)

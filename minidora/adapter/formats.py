@@ -127,12 +127,13 @@ def _peft(folder: Path, text: bytes) -> Adapter:
     tensors, metadata = read_tensors(folder / ARRAYS)
     if SUMS in metadata:
         text = held_to_sums(folder, text, metadata, Raw(tensors))
-    path = folder / CONFIG
-    config = expected_settings(path, read_object(path, text), SETTINGS)
-    arrays, strange = _by_layer(folder / ARRAYS, tensors, KEYS)
-    entries = [(name, key) for name in PATTERNS for key in config.get(name) or {}]
-    if len(entries) * len(arrays) > MOST_MATCHES:
+    path, (arrays, strange) = folder / CONFIG, _by_layer(folder / ARRAYS, tensors, KEYS)
+    config = read_object(path, text)
+    patterns = {name: config[name] for name in PATTERNS if isinstance(config.get(name), dict)}
+    entries = [(name, key) for name, pattern in patterns.items() for key in pattern]
+    if len(entries) * max(100, len(arrays)) > MOST_MATCHES:
         raise ValueError(f"{path}: expected fewer entries of rank_pattern and alpha_pattern")
+    expected_settings(path, config, SETTINGS)
     layers = {}
     for layer, of_layer in arrays.items():
         rank = setting_of(config.get("rank_pattern"), layer, config["r"])
