@@ -99,55 +99,63 @@ def examine(layer: Layer, weight: Tensor | None = None) -> tuple[list[Finding], 
 
     weight: the base's, whose shape is looked at and nothing else.
     """
-    findings: list[Finding] = []
+    told, held = list(_of_values(layer)), None
+    finite = all(kind != "not finite" for kind, _ in told)
+    if finite and all(tensor.kind in FLOATS for tensor in layer.tensors.values()):
+        held = _held(layer, weight, told)
+    return [Finding(kind, layer.path, evidence) for kind, evidence in told], held
 
-    def add(kind: str, evidence: str) -> None:
-        findings.append(Finding(kind, layer.path, evidence))
 
-    for kind, evidence in _of_values(layer):
-        add(kind, evidence)
+def _held(layer: Layer, weight: Tensor | None, told: list[tuple[str, str]]) -> Held | None:
+    """The arrays as they are meant; what their shapes show joins what is told."""
     tensors = layer.tensors
-    if any(t.kind not in FLOATS for t in tensors.values()) or "not finite" in [
-        f[0] for f in findings
-    ]:
-        return findings, None
     if missing := [name for name in "AB" if name not in tensors]:
         if len(missing) == 1 or tensors.keys() <= {"m", "alpha", "norm"}:
-            add("incomplete", f"{' and '.join(missing)} missing, {', '.join(tensors)} there")
+            evidence = f"{' and '.join(missing)} missing, {', '.join(tensors)} there"
+            told.append(("incomplete", evidence))
         elif "m" in tensors and len(tensors["m"].sizes) < 2:  # beside other arrays, as LoKr's
-            add("shape of m", f"m is {tensors['m'].sizes}, expected (d_out, 1) or (1, d_in)")
-        return findings, None
+            evidence = f"m is {tensors['m'].sizes}, expected (d_out, 1) or (1, d_in)"
+            told.append(("shape of m", evidence))
+        return None
     try:
         A, B, lying = layer.low_rank()
     except ValueError as error:
-        add("shape", str(error))
-        return findings, None
+        told.append(("shape", str(error)))
+        return None
     rank, d_out, d_in = len(A), len(B), A.shape[1]
     if lying:
-        add("transposed", f"{lying} of a layer from {d_in} to {d_out} and of rank {rank}")
+        evidence = f"{lying} of a layer from {d_in} to {d_out} and of rank {rank}"
+        told.append(("transposed", evidence))
     if layer.rank not in (None, rank):
-        add("rank", f"the settings say {layer.rank}, the arrays have {rank}")
-    m, axis = None, layer.axis
-    if "m" in tensors:
-        inputs = tensors["A"].sizes[1:] if len(tensors["A"].sizes) > 2 else (d_in,)
-        shapes, sizes = layer.magnitude_shapes(d_out, inputs), tensors["m"].sizes
-        m, axis = tensors["m"].whole().ravel(), shapes.get(sizes, "per_output")
-        if sizes not in shapes:
-            by_input = m.size == d_in != d_out and "per_input" not in shapes.values()
-            expected = " or ".join(str(shape) for shape in shapes)
-            add("wrong axis" if by_input else "shape of m", f"m is {sizes}, expected {expected}")
-            m = m if m.size == d_out else None
+        told.append(("rank", f"the settings say {layer.rank}, the arrays have {rank}"))
+    m, axis = _magnitude(layer, d_out, d_in, told) if "m" in tensors else (None, layer.axis)
     turned = layer.is_turned
     if weight is not None:
         fits, turns = weight.shape == (d_out, d_in), weight.shape == (d_in, d_out)
         evidence = f"the base's weight is {weight.sizes}, A and B are of ({d_out}, {d_in})"
         if not fits and not turns:
-            add("shape", evidence)
-            return findings, None
+            told.append(("shape", evidence))
+            return None
         if not (turns if turned else fits):
-            add("turned base", evidence)
+            told.append(("turned base", evidence))
             turned = not turned
-    return findings, Held(A, B, m, axis, layer.scaling(rank), turned)
+    return Held(A, B, m, axis, layer.scaling(rank), turned)
+
+
+def _magnitude(
+    layer: Layer, d_out: int, d_in: int, told: list[tuple[str, str]]
+) -> tuple[Array | None, str]:
+    """m, if its size is one that it can have, and its axis."""
+    A, tensor = layer.tensors["A"], layer.tensors["m"]
+    inputs = A.sizes[1:] if len(A.sizes) > 2 else (d_in,)
+    shapes, m = layer.magnitude_shapes(d_out, inputs), tensor.whole().ravel()
+    if tensor.sizes in shapes:
+        return m, shapes[tensor.sizes]
+    by_input = m.size == d_in != d_out and "per_input" not in shapes.values()
+    expected = " or ".join(str(shape) for shape in shapes)
+    evidence = f"m is {tensor.sizes}, expected {expected}"
+    told.append(("wrong axis" if by_input else "shape of m", evidence))
+    return m if m.size == d_out else None, "per_output"
 
 
 def _of_file(adapter: Adapter) -> Iterator[Finding]:
