@@ -459,6 +459,13 @@ def test_every_kind_of_finding_is_among_them():
     assert {parameters.values[2] for parameters in BROKEN} == set(ADVICE)
 
 
+def test_the_base_says_which_axis_one_dimension_of_a_square_was_made_along(tmp_path):
+    copy = Copy("lycoris_output", tmp_path)
+    dora_scale_of_a_squares_columns(copy)
+    one_dimension_for_a_square(copy)
+    assert [f.kind for f in copy.findings()] == ["shape of m", "wrong axis"]
+
+
 def test_a_norm_that_is_not_stale_is_no_finding(tmp_path):
     """What is saved of V after the training, in bfloat16."""
     copy = Copy("peft_llama", tmp_path)

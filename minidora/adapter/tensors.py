@@ -12,8 +12,7 @@ from .._boundary import Array
 
 LARGEST = 2**25  # bytes of a header, or of a file of settings
 NUMBERS = 2**20  # read at a time
-FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
-STORED = FLOATS | {"U8": "|u1"}
+FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<f4"}  # and what they are read as
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -38,7 +37,7 @@ class Tensor:
         """What it is read as. Raises ValueError where that is not floating."""
         if self.kind not in FLOATS:
             raise ValueError(f"{self.file}: {self.name!r}: expected floats, got {self.kind}")
-        return np.dtype("<f4" if self.kind == "BF16" else FLOATS[self.kind])
+        return np.dtype(FLOATS[self.kind])
 
     def __getitem__(self, key: Any) -> Array:
         """[rows] or [rows, columns]: a slice of rows, or indices, each read by itself."""
@@ -58,20 +57,19 @@ class Tensor:
 
     def raw(self, first: int, last: int) -> Array:
         """Rows as they lie in the file, bfloat16 as the upper halves of float32."""
-        if self.kind not in STORED:
-            raise ValueError(f"{self.file}: {self.name!r}: expected floats, got {self.kind}")
-        stored, columns = np.dtype(STORED[self.kind]), self.shape[1]
+        stored = np.dtype("<u2") if self.kind == "BF16" else self.dtype
+        line = self.shape[1] * stored.itemsize
         with open(self.file, "rb") as file:
-            file.seek(self.start + first * columns * stored.itemsize)
-            data = file.read((last - first) * columns * stored.itemsize)
-        if len(data) != (last - first) * columns * stored.itemsize:
+            file.seek(self.start + first * line)
+            data = file.read((last - first) * line)
+        if len(data) != (last - first) * line:
             raise ValueError(f"{self.file}: {self.name!r}: the file has become shorter")
-        return np.frombuffer(data, stored).reshape(last - first, columns)
+        return np.frombuffer(data, stored).reshape(last - first, self.shape[1])
 
     def _floats(self, first: int, last: int) -> Array:
         raw = self.raw(first, last)
         if self.kind != "BF16":
-            return raw.astype(self.dtype, copy=False)
+            return raw
         halves = np.zeros((*raw.shape, 2), "<u2")
         halves[..., 1] = raw
         return halves.view("<f4")[..., 0]
