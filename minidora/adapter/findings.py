@@ -220,8 +220,9 @@ def _of_norms(layer: Layer, held: Held, weight: Tensor) -> Iterator[tuple[str, s
         yield "zero vector", f"{vectors} of the base or V: {_some(zero)}"
     if "norm" in layer.tensors:
         norm = layer.tensors["norm"].whole().ravel()
-        if norm.shape != c.shape or np.abs(norm - c).max() > STALE * c.max():
-            yield "stale norm", f"weight_norm is {_shown(norm)}, and V's norms are {_shown(c)}"
+        apart = np.abs(norm - c).max() / c.max() if norm.shape == c.shape else np.inf
+        if not apart <= STALE:
+            yield "stale norm", f"weight_norm is {apart:.1%} from the norms of V's {vectors}"
     if held.m is None:
         return
     m = np.abs(held.m.astype(np.float64))
