@@ -220,9 +220,10 @@ def _of_norms(layer: Layer, held: Held, weight: Tensor) -> Iterator[tuple[str, s
         yield "zero vector", f"{vectors} of the base or V: {_some(zero)}"
     if "norm" in layer.tensors:
         norm = layer.tensors["norm"].whole().ravel()
-        apart = np.abs(norm - c).max() / c.max() if norm.shape == c.shape else np.inf
-        if not apart <= STALE:
-            yield "stale norm", f"weight_norm is {apart:.1%} from the norms of V's {vectors}"
+        apart = np.abs(norm - c).max() if norm.shape == c.shape else np.inf
+        if apart > STALE * c.max():
+            evidence = f"weight_norm is up to {apart:.3g} off the norms of V's {vectors}"
+            yield "stale norm", f"{evidence}, {_shown(c)}"
     if held.m is None:
         return
     m = np.abs(held.m.astype(np.float64))
