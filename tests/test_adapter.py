@@ -85,7 +85,7 @@ class Copy:
 
 
 def put(index, value):
-    """An array with one entry made another."""
+    """An array with one entry, or several, made another."""
 
     def function(array):
         array.flat[index] = value
@@ -282,14 +282,14 @@ def base_turned(c):
         del c.arrays[key]
 
 
-@broken("peft_llama", "zero vector", V, "m is 0: 1 of 8, the first 3")
+@broken("peft_llama", "zero vector", V, "m is 0: 3 of 8, the first 3")
 def m_zero(c):
-    c.change(V + M, put(3, 0))
+    c.change(V + M, put([3, 4, 5], 0))
 
 
-@broken("peft_llama", "zero vector", DOWN, "rows of the base or V: 2 of 16, the first 3")
+@broken("peft_llama", "zero vector", DOWN, "rows of the base or V: 5 of 16, the first 3")
 def rows_of_the_base_zero(c):
-    c.base(f"{DOWN}.weight")[f"{DOWN}.weight"][[3, 5]] = 0
+    c.base(f"{DOWN}.weight")[f"{DOWN}.weight"][[3, 5, 6, 7, 8]] = 0
 
 
 @broken("peft_llama", "not finite", V, "A: 1 of 48, the first 5")

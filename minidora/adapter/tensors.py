@@ -11,7 +11,7 @@ import numpy as np
 from .._boundary import Array
 
 LARGEST = 2**25  # bytes of a header, or of a file of settings
-NUMBERS = 2**20  # read at a time
+NUMBERS = 2**18  # read at a time
 FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<f4"}  # and what they are read as
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
