@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ pytest.importorskip("safetensors", reason="needs safetensors: pip install safete
 from minidora import nn, peft
 from minidora.__main__ import main
 from minidora.adapter.findings import ADVICE, check
+from minidora.adapter.formats import Layer
 from minidora.adapter.report import points, report
-from minidora.adapter.tensors import read_tensors
+from minidora.adapter.tensors import Tensor, read_tensors
 from minidora.analysis import adapter_changes, changes, correlate
 from minidora.training import checkpoint
 
@@ -146,6 +148,22 @@ def test_mlx_lm_trains_an_embeddings_magnitudes_in_the_types_of_its_base():
     folder = FIXTURES / "mlx_bfloat16"
     (finding,) = check(folder, folder / "base")
     assert finding[:2] == ("dtype", "model.embed_tokens") and "BF16" in finding.evidence
+
+
+def test_a_rank_above_a_layers_size_is_believed_where_the_settings_say_it(tmp_path):
+    copy = Copy("peft_llama", tmp_path)
+    copy.change(Q + A, lambda a: np.tile(a, (10, 1)))
+    copy.change(Q + B, lambda b: np.tile(b / 10, (1, 10)))
+    copy.config["rank_pattern"]["1.self_attn.q_proj"] = 20
+    assert copy.findings() == []
+
+
+def test_groups_have_to_divide_the_vectors():
+    def shapes(count):
+        m = Tensor(Path("file"), "x.m", "F32", (count,), 0)
+        return Layer("x", {"m": m}, is_grouped=True).magnitude_shapes(6, (4,))
+
+    assert shapes(3) == {(3,): "per_output"} and shapes(5) == shapes(6) == {(6,): "per_output"}
 
 
 # broken ones
@@ -614,3 +632,34 @@ def test_rows_are_read_where_they_lie_and_no_others(tmp_path, monkeypatch):
         columns = np.array([0, array.shape[1] - 1])
         np.testing.assert_array_equal(tensor[:, columns], array[:, columns])
         np.testing.assert_array_equal(tensor.whole(), file[name])
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+@pytest.mark.parametrize("function", [check, report])
+def test_memory_stays_below_the_largest_tensors(function, is_turned, tmp_path):
+    """tests/benchmarks/bench_adapter.py counts what is resident, at the sizes of a 7B model."""
+    rng, size = np.random.default_rng(0), 2048
+    arrays = {
+        f"base_model.model.x{A}": rng.normal(size=(4, size)),
+        f"base_model.model.x{B}": 0.01 * rng.normal(size=(size, 4)),
+        f"base_model.model.x{M}": np.full(size, size**0.5),
+    }
+    for name, made in (
+        ("adapter_model", arrays),
+        ("base", {"x.weight": rng.normal(size=(size, size))}),
+    ):
+        (tmp_path / f"{name}.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+        file = Arrays(tmp_path / f"{name}.safetensors")
+        file.update(made)
+        file.kinds = dict.fromkeys(made, "BF16" if name == "base" else "F32")
+        file.save()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "use_dora": True}
+    config["fan_in_fan_out"] = is_turned
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    function(tmp_path, tmp_path / "base.safetensors")  # everything is imported
+    tracemalloc.start()
+    result = function(tmp_path, tmp_path / "base.safetensors")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result == [] or result.layers[0].vectors == size
+    assert most < 1.3 * 2 * size * size

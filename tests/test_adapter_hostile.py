@@ -245,6 +245,19 @@ def test_numbers_that_overflow_are_told(folder):
         report(copy.folder, copy.folder / "base")
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0), ()], ids=str)
+@pytest.mark.parametrize("name", ["kohya", "mlx", "peft_gpt2"])
+def test_arrays_without_numbers_or_dimensions(name, shape, tmp_path):
+    from tests.test_adapter import Copy
+
+    copy = Copy(name, tmp_path)
+    for key, array in list(copy.arrays.items()):
+        copy.arrays[key] = np.ones(shape)
+        assert copy.findings() != [] or key.endswith("alpha")
+        tried(copy.folder, copy.folder / "base")
+        copy.arrays[key] = array
+
+
 def tried(adapter, base):
     """What checking and measuring come to: never anything but a ValueError that names a file."""
     outcomes = []

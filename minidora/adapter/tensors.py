@@ -100,8 +100,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"{path}: expected a safetensors file, got no such file{note}")
     try:
         with open(path, "rb") as file:
-            if (length := int.from_bytes(file.read(8), "little")) > LARGEST:
-                raise ValueError(f"expected a header of at most {LARGEST} bytes, got {length}")
+            length, most = int.from_bytes(file.read(8), "little"), path.stat().st_size - 8
+            if length > min(most, LARGEST):
+                raise ValueError(f"a header of {length} bytes, where {most} are left")
             header = json.loads(file.read(length))
         with safe_open(path, framework="numpy"):
             metadata = header.pop("__metadata__", None) or {}
@@ -118,11 +119,9 @@ def read_text(path: Path) -> bytes:
     """A file of settings. Raises ValueError where it is larger than any such file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a file of settings, got no such file")
-    with open(path, "rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise ValueError(f"{path}: expected at most {LARGEST} bytes of settings, got more")
-    return data
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(f"{path}: expected at most {LARGEST} bytes of settings, got {size}")
+    return path.read_bytes()
 
 
 def one_file(path: Path) -> Path:
