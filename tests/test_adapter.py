@@ -158,6 +158,14 @@ def test_a_rank_above_a_layers_size_is_believed_where_the_settings_say_it(tmp_pa
     assert copy.findings() == []
 
 
+def test_fan_in_fan_out_is_not_of_convolutions(tmp_path):
+    copy = Copy("peft_small", tmp_path)
+    for key in [key for key in copy.arrays if "conv" not in key]:
+        del copy.arrays[key]
+    copy.config["fan_in_fan_out"] = True
+    assert copy.findings() == []
+
+
 def test_groups_have_to_divide_the_vectors():
     def shapes(count):
         m = Tensor(Path("file"), "x.m", "F32", (count,), 0)
@@ -584,8 +592,10 @@ def test_the_reports_slopes_and_flipped_vectors(tmp_path):
 
 def test_what_the_report_cannot_say(tmp_path):
     folder = FIXTURES / "lycoris_lokr"
-    measured = report(folder, folder / "base")
-    assert measured.layers == [] and len(measured.left_out) == 3
+    with pytest.raises(ValueError, match="lycoris_lokr: expected a layer with A and B, got none"):
+        report(folder, folder / "base")
+    folder = FIXTURES / "lycoris_input"
+    assert report(folder, folder / "base").left_out == ["lycoris_conv"]  # an m for nine columns
     for break_it in (base_without_a_layer, m_of_a_convolution_in_one_dimension):
         copy = Copy("peft_small", tmp_path / break_it.__name__)
         break_it(copy)
@@ -614,6 +624,8 @@ def test_the_report_as_table_json_and_picture(tmp_path, capsys):
     written = json.loads(json_file.read_text())
     assert [row["layer"] for row in written["layers"]] == [line.split()[0] for line in lines[1:9]]
     assert written["seconds"] > 0 and written["kinds"][0]["slope"] is None
+    assert main(["adapter", "check", str(folder), "--json", str(json_file)]) == 0
+    assert json.loads(json_file.read_text())["findings"] == []
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _command
-from .._files import write_in_order
+from .._files import write_in_order, write_whole
 
 
 def add_arguments(adapter: _command.Parser) -> None:
@@ -42,7 +42,8 @@ def check_adapter(arguments: Namespace) -> int:
 
     findings = check(arguments.folder, arguments.base)
     content = {"findings": [f._asdict() | {"advice": ADVICE[f.kind]} for f in findings]}
-    write_in_order(_as_json(arguments, content))
+    if arguments.json:
+        write_whole(arguments.json, _as_json(arguments, content))
     for f in findings:
         line = f"{f.layer or arguments.folder}: {f.kind}: {f.evidence}; {ADVICE[f.kind]}"
         print(_command.printable(line))
@@ -56,7 +57,8 @@ def report_adapter(arguments: Namespace) -> int:
 
     measured = report.report(arguments.folder, arguments.base)
     rows = {name: [r._asdict() for r in getattr(measured, name)] for name in ("layers", "kinds")}
-    files = _as_json(arguments, measured._asdict() | rows)
+    text = _as_json(arguments, measured._asdict() | rows)
+    files = {arguments.json: text} if arguments.json else {}
     if arguments.picture:
         from .. import plotting
 
@@ -65,13 +67,13 @@ def report_adapter(arguments: Namespace) -> int:
         figure = plotting.within_matrix(panels, xlabel="ΔD", ylabel="ΔM")
         figure.savefig(drawn, format="png", dpi=100, metadata={"Software": None})
         files[arguments.picture] = drawn.getvalue()
+    if len(files) == 1:
+        write_whole(*files.popitem())  # which may be a stream
     write_in_order(files)
     print(report.text(measured))
     return 0
 
 
-def _as_json(arguments: Namespace, content: dict[str, Any]) -> dict[Path, bytes]:
-    """The file asked for, if it was, and what is to be in it."""
+def _as_json(arguments: Namespace, content: dict[str, Any]) -> bytes:
     about = {"adapter": str(arguments.folder), "base": arguments.base and str(arguments.base)}
-    text = json.dumps(about | content, indent=1, allow_nan=False)
-    return {arguments.json: f"{text}\n".encode()} if arguments.json else {}
+    return f"{json.dumps(about | content, indent=1, allow_nan=False)}\n".encode()

@@ -64,6 +64,8 @@ def report(adapter: FilePath, base: FilePath) -> Report:
         line = _line(moved.turn, np.abs(moved.growth))
         flipped = int((moved.turn > 1).sum())
         rows.append(Row(path, kind, len(moved.turn), moved.dM, moved.dD, *_ends(line), flipped))
+    if not rows:
+        raise ValueError(f"{adapter}: expected a layer with A and B, got none that can be measured")
     kinds = [_of_kind(rows, kind) for kind in dict.fromkeys(row.kind for row in rows)]
     return Report(rows, kinds, left_out, time.perf_counter() - begun)
 
