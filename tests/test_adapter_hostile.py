@@ -15,6 +15,7 @@ pytest.importorskip("safetensors", reason="needs safetensors: pip install safete
 
 from minidora import nn, peft
 from minidora.__main__ import main
+from minidora._files import digest
 from minidora.adapter.findings import check
 from minidora.adapter.report import report
 from minidora.training import checkpoint
@@ -322,6 +323,31 @@ def test_a_file_of_minidoras_that_is_no_adapter(tmp_path):
     checkpoint.save(tmp_path / "model", nn.MLP.init((2, 3, 2), np.random.default_rng(0)))
     with pytest.raises(ValueError, match="model: .*expected an adapter, got a model"):
         check(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "old, new, error",
+    [
+        ("per_output", "sideways", "norm_axis: expected"),
+        ('"scale": 1.0', '"scale": 1e999', "scale: expected a finite number"),
+        ("DoRALinear", "Nobody", "expected layers of LoRALinear"),
+        ('"kind": "adapter"', '"kind": 7', "expected an adapter, got a 7"),
+    ],
+)
+def test_a_file_of_minidoras_with_forged_settings(old, new, error, tmp_path):
+    from tests.test_adapter import Arrays
+
+    base = nn.MLP.init((3, 2), np.random.default_rng(0))
+    adapted = nn.adapt(base, "dora", rank=1, alpha=1, rng=np.random.default_rng(0))
+    checkpoint.save_adapter(tmp_path / "file", adapted)
+    arrays = Arrays(tmp_path / "file")
+    text = arrays.metadata["minidora"]
+    assert old in text
+    arrays.metadata["minidora"] = text.replace(old, new)
+    arrays.metadata["minidora_sha256"] = digest(arrays, arrays.metadata["minidora"])
+    arrays.save()
+    with pytest.raises(ValueError, match=f"{tmp_path / 'file'}: .*{error}"):
+        check(tmp_path / "file")
 
 
 @posix
