@@ -13,7 +13,7 @@ pytest.importorskip("safetensors", reason="needs safetensors: pip install safete
 from minidora import nn, peft
 from minidora.__main__ import main
 from minidora.adapter.findings import ADVICE, check
-from minidora.adapter.formats import Layer
+from minidora.adapter.formats import Layer, weights_of
 from minidora.adapter.report import points, report
 from minidora.adapter.tensors import Tensor, read_tensors
 from minidora.analysis import adapter_changes, changes, correlate
@@ -164,6 +164,16 @@ def test_fan_in_fan_out_is_not_of_convolutions(tmp_path):
         del copy.arrays[key]
     copy.config["fan_in_fan_out"] = True
     assert copy.findings() == []
+
+
+def test_names_are_told_from_each_other_or_not_at_all():
+    """{layer: weight}: as it is, with _ for dots, with more or less before it."""
+    model = {f"{n}.weight": n for n in ("a.q", "b.q", "b.attn.v", "x.b.attn.v", "c.up")}
+    layers = dict.fromkeys(
+        ["a.q", "q", "lora_unet_b_q", "b_attn_v", "attn.v", "base.c.up", "up", "p"]
+    )
+    expected = {"a.q": "a.q", "lora_unet_b_q": "b.q", "b_attn_v": "b.attn.v"}
+    assert weights_of(model, layers) == expected | {"base.c.up": "c.up", "up": "c.up"}
 
 
 def test_groups_have_to_divide_the_vectors():
