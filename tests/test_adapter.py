@@ -133,6 +133,17 @@ def test_it_is_silent_on_minidoras_own(groups, tmp_path):
         assert check(tmp_path / "folder", tmp_path / "base") == []
 
 
+def test_minidoras_layers_of_other_arrays_are_left_alone(tmp_path):
+    base = nn.MLP.init((6, 6, 4), np.random.default_rng(3))
+    rng, methods = np.random.default_rng(0), {"layers.0": "dora", "layers.1": "dvora"}
+    model = nn.adapt(base, targets=methods, rank=2, alpha=3, rng=rng)
+    checkpoint.save(tmp_path / "base", base)
+    checkpoint.save_adapter(tmp_path / "adapter", model)
+    assert check(tmp_path / "adapter", tmp_path / "base") == []
+    measured = report(tmp_path / "adapter", tmp_path / "base")
+    assert [row.layer for row in measured.layers] == ["layers.0"]
+
+
 def test_a_layer_of_zero_rows_alone_is_named(tmp_path):
     base = nn.MLP.init((6, 6, 4), np.random.default_rng(3))
     base.layers[0].weight[2] = 0
