@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from minidora import nn, peft
 from minidora.__main__ import main
 from minidora._files import digest
 from minidora.adapter.findings import check
+from minidora.adapter.formats import weights_of
 from minidora.adapter.report import report
 from minidora.training import checkpoint
 from tests.stress.corrupt import corrupted, model
@@ -222,6 +224,16 @@ def test_links_to_files_are_followed(folder, tmp_path):
         path.rename(tmp_path / path.name)
         path.symlink_to(tmp_path / path.name)
     assert check(folder, folder / "base") == []
+
+
+def test_a_name_without_end_takes_no_memory():
+    """Its 20,000 ends would have 200 million letters."""
+    long = "a_" * 10_000
+    tracemalloc.start()
+    assert weights_of({f"{long}.weight": None}, dict.fromkeys(["x", long])) == {}
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1_000_000
 
 
 def test_several_files_are_not_guessed_among(folder, capsys):
