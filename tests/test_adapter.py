@@ -407,6 +407,11 @@ def B_of_another_type(c):
     c.arrays.kinds[c.key(V + B)] = "F16"
 
 
+@broken("peft_llama", "dtype", V, "A is F32, B is F32, m is F16")
+def m_narrower_than_A(c):
+    c.arrays.kinds[c.key(V + M)] = "F16"
+
+
 @broken("peft_llama", "rank", DOWN, "the settings say 4, the arrays have 2")
 def rank_in_the_settings(c):
     c.config["rank_pattern"]["1.mlp.down_proj"] = 4
@@ -541,9 +546,11 @@ def test_layers_of_other_arrays_need_no_magnitudes(tmp_path):
     assert copy.findings() == []
 
 
-def test_arrays_of_16_bits_are_none(tmp_path):
+def test_arrays_of_16_bits_are_no_finding_nor_is_an_m_that_is_wider(tmp_path):
     copy = Copy("kohya", tmp_path)
     assert set(copy.arrays.kinds.values()) == {"F16"} and copy.findings() == []
+    copy.arrays.kinds = {k: "F32" if "dora_scale" in k else "BF16" for k in copy.arrays}
+    assert copy.findings() == []
 
 
 def test_findings_are_a_line_each_and_json(tmp_path, capsys):

@@ -126,7 +126,7 @@ SETTINGS = {
     "another method": {"peft_type": "\x1b[31mLOHA\n"},
     "mlx-lm's without a rank": '{"lora_parameters": null}',
     "mlx-lm's scale": '{"lora_parameters": {"rank": 2, "scale": 1e999}}',
-    "larger than any": " " * (2**25 + 1),
+    "larger than any": {"task_type": " " * 2**25},
 }
 
 

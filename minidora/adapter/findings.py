@@ -204,7 +204,9 @@ def _of_values(layer: Layer) -> Iterator[tuple[str, str]]:
             yield "alpha", f"expected a number above 0, got {_shown(array)}"
     if kinds.get("m") == "BF16":
         yield "dtype", "m is BF16, in steps of 0.4 to 0.8 %: small updates are lost"
-    elif len({kind for kind in kinds.values() if kind in FLOATS}) > 1:
+    floats = {name: kind for name, kind in kinds.items() if kind in FLOATS}
+    A, B = floats.get("A"), floats.get("B")
+    if (A and B and A != B) or (floats.get("m") == "F16" and A in ("F32", "F64")):
         yield "dtype", ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
     if layer.scale is not None and not layer.scale > 0:
         yield "alpha", f"the settings make the scale {layer.scale:g}"
