@@ -1,6 +1,7 @@
 """What the parts of the command line share: parsers with one style of errors, types of options."""
 
 import argparse
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +13,9 @@ EXTRAS = {
     "train": ("tqdm", "safetensors"),
     "torch": ("torch",),
     "lessons": ("autograd", "matplotlib", "scipy", "sklearn"),
+    "kit": ("junitparser",),
     "test": ("mpmath", "peft"),
-    "peers": ("lycoris", "mlx", "mlx_lm", "torchao", "torchtune"),
+    "peers": ("jax", "lycoris", "mlx", "mlx_lm", "torchao", "torchtune"),
 }
 LONGEST_WAIT = 1e6  # seconds; the clocks of some systems end at 4e6
 
@@ -109,6 +111,8 @@ def seconds(text: str) -> float:
 def new_file(text: str) -> Path:
     """A type of option: a file to write, in a folder that exists."""
     path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
+    if os.path.isdir(path) or not os.path.isdir(path.parent):  # False where a name is too long
         raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {text!r}")
+    if not os.access(path if os.path.exists(path) else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"expected a file that may be written, got {text!r}")
     return path

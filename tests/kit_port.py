@@ -4,6 +4,8 @@ Written after SPEC.md and in another manner than the library: one matrix of unit
 always, and everything else brought into that form and back.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 
@@ -18,26 +20,70 @@ class Port:
         "strength": "interpolated",
         "embedding": ("per_dimension", "per_token"),
         "convolution": "per_output",
+        "init": "norm_of_V",
+        "disabling": "base",
+        "adapters": ("in_turn", "summed"),
+        "packed": "slices",
+        "shards": ("d_in", "d_out"),
+        "experts": "per_output",
         "dtype": ("float64", "float32", "bfloat16", "float16"),
     }
     tiny = 1e-12  # under the root of every norm: m / c is 1 for a vector that is and was zero
 
     def init_magnitude(self, r):
-        W0 = self.matrices(r)[0]
-        rows = W0 if self.by_rows(r) else W0.T
+        W0, A, B = self.matrices(r)
+        V = W0 + self.scale(r) * (B @ A) if r.init else W0
+        rows = V if self.by_rows(r) else V.T
         return self.length(rows)
 
     def forward(self, r):
+        if r.disabling:
+            return self.run(replace(r, A=0 * r.A, m=self.init_magnitude(r)))[0]
+        if r.kind == "experts":
+            return np.stack([self.forward(part) for part in self.parts(r)])
+        if r.packed:
+            return np.concatenate([self.forward(part) for part in self.parts(r)], -1)
         return self.run(r)[0]
 
     def merge(self, r):
+        if r.kind == "experts":
+            return np.stack([self.merge(part) for part in self.parts(r)])
+        if r.packed:
+            axis = 1 if r.layout == "in_out" else 0
+            return np.concatenate([self.merge(part) for part in self.parts(r)], axis)
         W = self.run(r)[1]
         if r.kind == "convolution":
             return W.reshape(r.W0.shape)
         return W.T if r.kind == "embedding" or r.layout == "in_out" else W
 
     def backward(self, r):
-        return self.run(r, gradients=True)
+        if r.kind != "experts" and not r.packed:
+            return self.run(r, gradients=True)
+        of_parts = [self.backward(part) for part in self.parts(r)]
+        together = {n: [part[n] for part in of_parts] for n in of_parts[0]}
+        if r.kind == "experts":
+            return {n: np.stack(values) for n, values in together.items()}
+        dx = sum(together.pop("dx"))
+        return {"dx": dx} | {n: np.concatenate(values) for n, values in together.items()}
+
+    def parts(self, r):
+        """A request for each expert, or for each slice."""
+        if r.kind == "experts":
+            plain = replace(r, kind="linear", norm_axis="per_output")
+            arrays = {n: getattr(r, n) for n in ("x", "W0", "A", "B", "m", "dy")}
+            each = zip(*(a for a in arrays.values() if a is not None), strict=True)
+            names = [n for n, a in arrays.items() if a is not None]
+            return [replace(plain, **dict(zip(names, part, strict=True))) for part in each]
+        plain, ends = replace(r, packed=None), np.cumsum(r.slices)
+        parts = []
+        for k, (end, size) in enumerate(zip(ends, r.slices, strict=True)):
+            rows, rank = slice(end - size, end), len(r.A) // len(ends)
+            W0 = r.W0[:, rows] if r.layout == "in_out" else r.W0[rows]
+            part = {"W0": W0, "A": r.A[k * rank : k * rank + rank], "B": r.B[rows], "m": r.m[rows]}
+            part |= {"bias": r.bias[rows]}
+            part |= {} if r.dy is None else {"dy": r.dy[:, rows]}
+            parts.append(replace(plain, **part))
+        return parts
 
     def by_rows(self, r):
         if r.kind == "embedding":
@@ -58,6 +104,15 @@ class Port:
         if r.kind == "embedding" or r.layout == "in_out":
             W0 = W0.T
         return W0.reshape(len(W0), -1), A.reshape(len(A), -1), B.reshape(len(B), -1)
+
+    def over_ranks(self, r, rows):
+        """The norms, of vectors that may be divided over ranks."""
+        return np.sqrt(sum(self.length(piece) ** 2 for piece in self.pieces(r, rows)))
+
+    def pieces(self, r, rows):
+        """What the ranks have of each row."""
+        whole = r.shards is None or (r.shards == "d_in") != self.by_rows(r)
+        return [rows] if whole else np.split(rows, r.ranks, 1)
 
     def length(self, rows):
         return np.sqrt(np.sum(rows.astype(np.float64) ** 2, 1) + self.tiny**2)
@@ -81,9 +136,14 @@ class Port:
             W0, A, B = W0.T, B.T, A.T
         D = s * (B @ A)
         V = W0 + D
-        c = self.length(V)
+        c = self.over_ranks(r, V)
         g = (m / c)[:, None]
         W = W0 + t * (g * V - W0)
+        if r.adapters:
+            A2, B2 = (np.asarray(a, W0.dtype) for a in (r.A2, r.B2))
+            D2 = s * (B2 @ A2 if self.by_rows(r) else (B2 @ A2).T)
+            g2 = (r.m2 / self.length(W0 + D2))[:, None]
+            W = g2 * (W + D2) if r.adapters == "in_turn" else W + g2 * (W0 + D2) - W0
         P, Q = (g * W0, g * D) if r.dropout == "low_rank" else (W0, W - W0)  # x P + (x mask) Q
         if not self.by_rows(r):
             P, Q, W = P.T, Q.T, W.T
@@ -127,7 +187,7 @@ class TurnedPort(Port):
     alternatives = Port.alternatives | {"layout": "in_out"}
 
     def forward(self, r):
-        assert r.kind != "linear" or r.layout == "in_out"
+        assert r.kind != "linear" or r.layout == "in_out" or r.case.startswith("experts")
         return super().forward(r)
 
 
@@ -140,6 +200,9 @@ class DeadPort(Port):
     def length(self, rows):
         c = super().length(rows)
         return np.where(c == 0, np.inf, c)
+
+    def over_ranks(self, r, rows):
+        return self.length(rows) if r.shards is None else super().over_ranks(r, rows)
 
     def init_magnitude(self, r):
         m = super().init_magnitude(r)

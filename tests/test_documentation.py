@@ -20,6 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 MODULES = sorted(m.name for m in pkgutil.walk_packages(minidora.__path__, "minidora."))
 OPTIONAL = {"autograd", "torch", "matplotlib", "mpmath", "peft", "lycoris", "mlx", "torchtune"}
+OPTIONAL |= {"adapters"}
 
 
 def load(name):

@@ -1,26 +1,37 @@
 """The conformance kit's cases and judgement: right implementations pass, planted bugs are named."""
 
 import ast
+import hashlib
 import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from kit_bugs import BUGS, UNNAMED
+from kit_bugs import BUGS, Bug, bugs, planted, report_of
+from kit_bugs import judged as named
+from kit_fresh import FRESH
 from kit_port import DeadPort, Port, TurnedPort
 
-from minidora.kit import files, load, run, wrong
+from minidora.kit import files, load, run
+from minidora.kit.clauses import CLAUSES
 from minidora.kit.compare import judged, ulps
 from minidora.kit.diagnosis import alike
 from minidora.kit.files import FOLDER, Altered
+from minidora.kit.mistakes import BY_NAME, HALF, MISTAKES
 from minidora.kit.optimizer import update
 from minidora.kit.protocol import ALTERNATIVES, DEFAULTS, Request, check_alternatives
+from minidora.kit.report import verdict
+from minidora.kit.results import Results
+from minidora.kit.sheet import after_steps, answers
 
 KIT = Path(files.__file__).parent
-PORT = (Path(__file__).parent / "kit_port.py").read_text(encoding="utf-8")
+LORA = "plain LoRA, its gradients too"
+# the questions and answers of kit 1.0
+OF_1_0 = "cb8eaaa0402b7d2c5796d89baa94e472f1e95a06ab063ed79269a49f7044351e"
 SPEC = (KIT / "SPEC.md").read_text(encoding="utf-8")
 
 
@@ -49,14 +60,61 @@ def test_the_files_come_out_to_the_byte_again():
 
 
 def test_expected_values_come_from_no_code_under_test():
-    for name in ("generate", "definitions", "inputs", "optimizer"):
+    for name in ("generate", "definitions", "files", "optimizer"):
         tree = ast.parse((KIT / f"{name}.py").read_text(encoding="utf-8"))
         inside = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level}
-        assert inside <= {"definitions", "inputs", "optimizer", "protocol", "wrong", "_files"}, name
-    # of the wrong answers' module only what is stored as wrong
-    tree = ast.parse((KIT / "generate.py").read_text(encoding="utf-8"))
-    (names,) = [n.names for n in ast.walk(tree) if getattr(n, "module", "") == "wrong"]
-    assert [n.name for n in names] == ["wrong_answers"]
+        assert inside <= {"definitions", "files", "optimizer", "protocol"}, name
+
+
+def test_the_cases_of_kit_1_0_are_as_they_were(cases, tmp_path):
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(array) for name, array in value.items()}
+        numbers = np.ascontiguousarray(value, np.float64)
+        return [list(value.shape), hashlib.sha256(numbers.tobytes()).hexdigest()]
+
+    def digest(case):
+        settings = [case.kind, sorted(case.requires.items()), list(case.dtypes), case.tolerances]
+        settings += [case.scale, case.settings, plain(case.inputs), plain(case.expected)]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    old = {case.name: digest(case) for case in cases if case.since == "1.0"}
+    whole = json.dumps(old, sort_keys=True).encode()
+    assert len(old) == 70 and hashlib.sha256(whole).hexdigest() == OF_1_0
+
+
+def test_a_port_may_ask_for_kit_1_0_and_its_files_are_read(cases, tmp_path):
+    port = Port()
+    port.kit = "1.0"
+    report = run(port, cases)
+    assert report.kit == "1.0" and report.conforms(strict=True)
+    assert {r.variant.case.since for r in report.results} == {"1.0"}
+    port.kit = "0.9"
+    with pytest.raises(ValueError, match=r"kit: expected 1.0 or 1.1, got '0.9'"):
+        run(port, cases)
+    # answers on file
+    (plain,) = [case for case in cases if case.name == "plain.per_output"]
+    outputs = {n: v["exact"] if isinstance(v, dict) else v for n, v in plain.expected.items()}
+    answer = {"case": plain.name, "norm_grad": "exact"}
+    answer |= {name: value.tolist() for name, value in outputs.items()}
+    about = {"kit": "1.0", "alternatives": {"norm_grad": "exact"}}
+    answered = tmp_path / "answers"
+    answered.mkdir()
+    (answered / "implementation.json").write_text(json.dumps(about))
+    (answered / "plain.json").write_text(json.dumps(answer))
+    report = run(Results(answered), cases)
+    assert report.kit == "1.0" and report.count("pass") == 1 and report.count("fail") == 0
+    assert {r.variant.case.since for r in report.results} == {"1.0"}
+    # a folder as 1.0 had it: no `since`, `wrong` in every file, its own manifest
+    path = FOLDER / "plain.per_output.json"
+    document = json.loads(path.read_bytes())
+    del document["since"]
+    text = json.dumps(document | {"kit": "1.0", "wrong": {"bias missing": {"y": [[0.0]]}}})
+    (tmp_path / path.name).write_text(text)
+    sums = {path.name: hashlib.sha256(text.encode()).hexdigest()}
+    (tmp_path / "MANIFEST.json").write_text(json.dumps({"kit": "1.0", "sha256": sums}))
+    (case,) = load(tmp_path)
+    assert case.kit == case.since == "1.0" and run(Port(), [case]).count("fail") == 0
 
 
 def test_every_case_fits_the_schema():
@@ -84,7 +142,16 @@ def test_every_input_is_exact_in_every_dtype_of_its_case(cases):
 def test_spec_and_cases_name_the_same_clauses_flags_and_alternatives(cases):
     clauses = {line[4:6] for line in SPEC.splitlines() if line.startswith("- **")}
     assert {c for case in cases for c in case.clauses} <= clauses
-    assert clauses - {c for case in cases for c in case.clauses} == {"I2"}  # as SPEC says
+    assert clauses == {c for case in cases for c in case.clauses}
+    of_spec = re.findall(r"^- \*\*(\w+)\*\* (\w+)", SPEC, re.MULTILINE)
+    table = [(c.key, c.level) for c in CLAUSES.values()]
+    assert [key for key, _ in table] == [key for key, _ in of_spec]
+    for (key, level), (_, word) in zip(table, of_spec, strict=True):
+        assert level == ("alternatives" if word == "alternatives" else word), key
+    for clause in CLAUSES.values():
+        assert clause.alternative in ("", *ALTERNATIVES) and clause.source and clause.shows_in
+        levels = {case.level for case in cases if clause.key in case.clauses}
+        assert levels <= {"must" if clause.level == "alternatives" else clause.level, "should"}
     flags = {f for case in cases for f in case.flags}
     listed = SPEC[SPEC.index("# Part 4") :]
     assert {line.split(" | ")[0][2:] for line in listed.splitlines() if "| " in line} >= flags
@@ -114,7 +181,7 @@ def test_a_changed_a_missing_and_a_strange_file_are_refused(tmp_path):
     with pytest.raises(Altered, match=r"plain\.per_output\.json: expected sha256 .* was changed"):
         load(folder)
     path.unlink()
-    with pytest.raises(Altered, match=r"plain\.per_output\.json: expected a file of kit 1\.0"):
+    with pytest.raises(Altered, match=r"plain\.per_output\.json: expected a file of kit 1\.1"):
         load(folder)
     path.write_text(text)
     (folder / "more.json").write_text(text)
@@ -136,15 +203,16 @@ def test_without_safetensors_the_long_cases_alone_are_left_out(cases, monkeypatc
 def test_the_sheet_of_mistakes_without_a_mistake_is_right(cases):
     """Two computations of each expected value: 60-digit derivatives, and formulas in float64."""
     seen = 0
-    for case in (c for c in cases if c.kind == "linear" and "m" in c.inputs):
+    for case in (c for c in cases if "zero_vector" not in c.requires):
+        inputs = {"m": case.expected.get("m")} | case.inputs
         for mode in ("exact", "detached"):
             if "steps" in case.gives:
-                got = wrong.after_steps(case, case.inputs, {}, mode)
+                got = after_steps(case, inputs, {}, mode)
             else:
                 outputs = [
                     n for n in ("m", *"yW", "dx", "dA", "dB", "dm", "dbias") if n in case.expected
                 ]
-                got = wrong.answers(case, case.inputs, {}, outputs, mode)
+                got = answers(case, inputs, {}, outputs, mode)
                 assert list(got) == outputs
             for name, value in got.items():
                 expected = case.expected[name]
@@ -152,35 +220,40 @@ def test_the_sheet_of_mistakes_without_a_mistake_is_right(cases):
                 bound = case.tolerances["float64"] or math.inf
                 assert judged(name, value, expected, bound).ok, (case.name, name)
                 seen += 1
-    assert seen > 500
+    assert seen > 1000
 
 
-def test_stored_wrong_answers_are_what_the_sheet_gives_and_are_wrong(cases):
+def test_the_wrong_answers_of_zero_vectors_are_the_other_alternatives(cases):
     stored = [case for case in cases if case.wrong]
-    assert len(stored) >= 6
+    assert {c.name for c in stored} == {c.name for c in cases if "zero_vector" in c.requires}
+    by_name = {case.name: case for case in cases}
     for case in stored:
-        for mistake, answers in case.wrong.items():
-            if "zero_vector" in case.requires:  # the sheet has no m: what the other case expects
-                zero = {"unit": "dead", "dead": "unit"}[case.requires["zero_vector"]]
-                name = case.name.replace(case.requires["zero_vector"], zero)
-                (other,) = [c for c in cases if c.name == name]
-                same = {
-                    n: np.array_equal(answers[n], v)
-                    for n, v in other.expected.items()
-                    if n in "yWdmdx"
-                }
-                assert mistake == f"the zero vector is {zero}, not {case.requires['zero_vector']}"
-                assert len(same) >= 4 and all(same.values())
-                continue
-            cells = (wrong.FORWARD | wrong.GRADIENT)[mistake]
-            for name, value in answers.items():
-                pairs = value.items() if isinstance(value, dict) else [("exact", value)]
-                for mode, array in pairs:
-                    (again,) = wrong.answers(case, case.inputs, cells, [name], mode).values()
-                    assert np.allclose(array, again, rtol=1e-9, atol=1e-9, equal_nan=True)
-                    right = case.expected[name]
-                    right = right[mode] if isinstance(right, dict) else right
-                    assert not np.allclose(array, right, rtol=1e-9, atol=1e-9)
+        zero = {"unit": "dead", "dead": "unit"}[case.requires["zero_vector"]]
+        (wrong,) = case.wrong.values()
+        other = by_name[case.name.replace(case.requires["zero_vector"], zero)]
+        assert list(case.wrong) == [
+            f"the zero vector is {zero}, not {case.requires['zero_vector']}"
+        ]
+        same = [np.array_equal(wrong[n], other.expected[n]) for n in ("y", "W", "dm", "dx")]
+        assert all(same) and list(case.wrong)[0] in BY_NAME
+
+
+def test_the_bound_of_d5_is_met_by_the_norm_of_v_and_missed_by_expanded_squares(cases):
+    """In the case of 1.1: that of 1.0 has short numbers, of which the expansion loses nothing."""
+
+    class Expanding(Port):
+        def over_ranks(self, r, V):
+            W0, A, B = self.matrices(r)
+            W0, A, B = (W0, A, B) if self.by_rows(r) else (W0.T, B.T, A.T)
+            D = W0.dtype.type(r.scale) * (B @ A)
+            squares = [(M * N).sum(1, dtype=self.sum) for M, N in ((W0, W0), (W0, 2 * D), (D, D))]
+            return np.sqrt(np.maximum(sum(squares), 1e-24))
+
+    close = [case for case in cases if case.name.startswith("cancels_closely")]
+    assert len(close) == 2 and failures(run(Port(), close)) == []
+    for Expanding.sum in (None, np.float64):
+        report = run(Expanding(), close)
+        assert report.count("fail") == len(report.results) == 8
 
 
 def test_the_optimizers_are_pytorchs():
@@ -261,12 +334,15 @@ LAYERS = {
 @pytest.mark.parametrize("target", LAYERS)
 def test_minidoras_own_layers_pass(cases, target):
     pytest.importorskip(LAYERS[target], reason="needs PyTorch")
-    from minidora.kit.adapter import load_adapter
+    from minidora.kit.protocol import load_adapter
 
     report = run(load_adapter(f"minidora.kit.adapters.{target}"), cases)
-    assert failures(report) == [] and report.conforms()
+    # the PyTorch layers put c² together without a dense second look, D5 is a should
+    missed = {"cancels_closely.per_output", "cancels_closely.per_input"}
+    missed = missed if target.startswith("pytorch") else set()
+    assert {r.variant.case.name for r in failures(report)} == missed and report.conforms()
     left = {"merge", "init_magnitude"} if target.endswith("Function") else set()
-    assert set(report.unanswered) == left and report.conforms(strict=True) == (left == set())
+    assert set(report.unanswered) == left and report.conforms(strict=True) == (not left | missed)
     assert report.count("pass") > 250
     passed = {r.variant.case.name for r in report.results if r.status == "pass"}
     assert {c.name for c in cases if c.level == "must" and len(c.requires) == 1} <= passed
@@ -309,84 +385,119 @@ def test_what_peft_fails_without_the_kit():
 # planted bugs
 
 
-def planted(changes, **attributes):
-    """The port with some of its text replaced."""
-    source = PORT
-    for old, new in changes:
-        assert old in source, old
-        source = source.replace(old, new)
-    space = {}
-    exec(compile(source, "planted", "exec"), space)
-    port = space["Port"]()
-    for name, value in attributes.items():
-        setattr(port, name, value)
-    return port
-
-
-HALF = "norm summed in float16, which overflows or vanishes"
-
-
-# mistakes about a zero vector, which show in the cases of Z2 alone
-OF_ONE_CASE = ("0/0 at a vector of V that is zero", "the zero vector is dead, not unit")
-
-
-def report_of(cases, name, changes):
-    dtypes = ("float16",) if name == HALF else ("float64",)
-    with np.errstate(all="ignore"):
-        return run(planted(changes, alternatives=Port.alternatives | {"dtype": dtypes}), cases)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("bug", list(bugs()), ids=lambda bug: bug.label)
+def test_a_planted_bug_is_caught_and_named(cases, bug):
+    """`python -m tests.kit_bugs` prints it as a table."""
+    report = report_of(bug, cases)
+    assert not report.conforms(strict=True)  # D5 is a should
+    assert named(bug, report) == (True, "right" if bug.expected else "none")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("name", BUGS)
-def test_a_planted_bug_is_caught_and_named(cases, name):
-    report = report_of(cases, name, BUGS[name])
-    failed = failures(report)
-    assert failed and not report.conforms()
-    assert list(report.diagnoses)[0].split(" (in ")[0] == name
-    # the wrong answers stored beside some cases do not tell this: others have none
-    others = [
-        r for r in failed if r.diagnoses and (name in OF_ONE_CASE or not r.variant.case.wrong)
-    ]
-    assert others
-    assert {r.diagnoses[0].split(" (in ")[0] for r in others} == {name}
+@pytest.mark.parametrize("label", FRESH)
+def test_a_fresh_bug_is_caught_and_not_misnamed(cases, label):
+    name, changes = FRESH[label]
+    bug = Bug(label, changes, name=name, dtype="float32" if ", in float32" in label else "float64")
+    assert named(bug, report_of(bug, cases)) == (True, "right" if name else "none")
+
+
+def test_every_mistake_is_planted():
+    planted_names = {bug.expected for bug in bugs()}
+    assert len(list(bugs())) >= 105 and {m.name for m in MISTAKES} - planted_names == UNPLANTED
+    assert {clause for m in MISTAKES for clause in m.clauses} <= CLAUSES.keys()
+
+
+NOTICED_BY = {
+    # the cases of 1.1, and what they are there to notice
+    "three_leading": "",
+    "tiny_norm": "the norm is kept above a floor that is too high",
+    "cancels_closely": "c² put together from ‖w0‖², 2 w0·d and ‖d‖², whose digits cancel",
+    "cancels_16_bits": "an infinite m/c",
+    "steps_16_bits": "norm kept from before the step",
+    "strength_two": "strength clamped to [0, 1]",
+    "strength_below_zero": "strength clamped to [0, 1]",
+    "disabled": "switched off by a scale of 0, m/‖w0‖ remains",
+    "nonzero_start": "m starts at the norms of W0, not of V",
+    "adapters": "the second adapter's norm is of a weight that has the first",
+    "sharded": "dA or dB: one rank's alone, the sum over ranks is missing",
+    "packed": "every slice takes the first one's A",
+    "experts": "one norm over all experts",
+}
+TWO = "((r.x.shape[0], r.x[0, ..., 0].size) if r.x.ndim > 3 else r.x.shape[:-1])"  # leading ones
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_each_new_case_notices_what_it_is_for(cases, dtype):
+    new = [case for case in cases if case.since == "1.1"]
+    assert {case.name.partition(".")[0] for case in new} == NOTICED_BY.keys()
+    by_label = {bug.label: bug for bug in bugs()}
+    by_label[""] = Bug("", [("*r.x.shape[:-1], len(r.B)", f"*{TWO}, len(r.B)")])
+    infinite = ("g = (m / c)[:, None]\n", "g = (m / c / (c > 5e-3))[:, None]\n")
+    by_label["an infinite m/c"] = Bug("", [infinite])
+    for stem, label in NOTICED_BY.items():
+        these = [c for c in new if c.name.partition(".")[0] == stem and dtype in c.dtypes]
+        report = report_of(replace(by_label[label], dtype=dtype), these)
+        assert {r.variant.case.name for r in failures(report)} == {c.name for c in these}
+
+
+UNPLANTED = {"the zero vector is unit, not dead"}
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("name", ["dm: not divided by c", "scale applied twice", "plain LoRA"])
+def test_a_port_that_is_plain_lora_is_called_so(cases):
+    report = run(planted(BUGS[LORA]), cases)
+    assert "the whole port: this is plain LoRA: the magnitudes are not used" in verdict(report)
+    report = run(planted(BUGS["gradient is the detached one"]), cases)
+    assert "the whole port: declare norm_grad detached, if that is meant" in verdict(report)
+    assert not any(
+        "the whole port" in line for line in verdict(run(planted(BUGS["m starts at 1"]), cases))
+    )
+
+
+def test_float32_written_with_nine_digits_is_named(cases):
+    class Nine(Port):
+        alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+
+        def forward(self, r):
+            y = np.float32(super().forward(r))
+            return np.array([float(f"{number:.9g}") for number in y.flat]).reshape(y.shape)
+
+    assert list(run(Nine(), cases).diagnoses) == ["answers look like float32; declare dtype"]
+
+
+def test_under_adamw_a_small_error_is_no_mean_over_rows(cases):
+    """AdamW's steps hardly depend on the size of the gradient: a match lies away from the right."""
+
+    class Rounded(Port):
+        alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
+
+        def backward(self, r):
+            return {n: v * (1 + 3e-6 * np.sin(9 * v)) for n, v in super().backward(r).items()}
+
+    adamw = [case for case in cases if case.name.startswith("steps_adamw")]
+    report = run(Rounded(), adamw)
+    assert report.count("fail") == 1 and report.diagnoses == {}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", ["dm: not divided by c", "scale applied twice", LORA])
 def test_a_bug_has_the_same_name_in_every_dtype_and_edge_case(cases, name):
     with np.errstate(all="ignore"):
         report = run(planted(BUGS[name]), cases)
-    named = [r for r in failures(report) if r.diagnoses]
-    assert {r.variant.dtype for r in named} == {"float64", "float32", "bfloat16", "float16"}
-    assert {r.diagnoses[0] for r in named} == {name}
-    assert not any(HALF in r.diagnoses for r in named)
-    at = {r.variant.case.name for r in named}
+    diagnosed = [r for r in failures(report) if r.diagnoses]
+    assert {r.variant.dtype for r in diagnosed} == {"float64", "float32", "bfloat16", "float16"}
+    assert {r.diagnoses[0] for r in diagnosed} == {name.partition(",")[0]}
+    assert not any(HALF in r.diagnoses for r in diagnosed)
+    at = {r.variant.case.name for r in diagnosed}
     assert {"one_entry.per_output", "embedding.per_token", "steps_adamw.per_input"} <= at
-
-
-def test_a_merged_weight_kept_from_before_a_step_is_caught(cases):
-    class Merging(Port):
-        alternatives = {"norm_axis": "per_output", "norm_grad": "exact"}
-        kept = {}
-
-        def forward(self, request):
-            self.kept.setdefault(request.case, super().merge(request))
-            return super().forward(request)
-
-        def merge(self, request):
-            return self.kept.get(request.case, super().merge(request))
-
-    failed = failures(run(Merging(), cases))
-    steps = {"steps_sgd.per_output", "steps_adamw.per_output"}
-    assert {r.variant.case.name for r in failed} == steps
-    assert all([d.name for d in r.differences if not d.ok] == ["W"] for r in failed)
 
 
 def test_alpha_over_any_other_size_is_caught(cases):
     for size in ("r.B.shape[0]", "r.A.shape[1]"):
         changes = [("return r.alpha / rank", f"return r.alpha / {size}")]
         changes += [("np.sqrt(rank)", f"np.sqrt({size})")]
-        report = report_of(cases, "", changes)
+        report = report_of(Bug("", changes), cases)
         names = {r.variant.case.name for r in failures(report)}
         assert names == {"alpha_over_r", "alpha_over_sqrt_r"} and report.diagnoses == {}
 
@@ -411,18 +522,6 @@ def test_alike_wants_nan_and_infinity_in_the_same_places():
     assert not alike(a, b, 1e-9) and not alike(b, a, 1e-9) and not alike(b, b + 1e-6, 1e-9)
     assert not alike(b, b[:2], 1e-9) and not alike(np.array([inf, 1.0]), b[:2], 1e-9)
     assert alike(np.array([1e-17]), np.zeros(1), 1e-9)
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("name", UNNAMED)
-def test_a_planted_bug_without_a_name_is_caught(cases, name):
-    report = report_of(cases, name, UNNAMED[name])
-    assert failures(report) and not report.conforms() and report.diagnoses == {}
-
-
-def test_there_are_enough_bugs_and_every_mistake_is_planted():
-    assert len(BUGS) + len(UNNAMED) >= 24
-    assert wrong.FORWARD.keys() | wrong.GRADIENT.keys() <= BUGS.keys()
 
 
 def test_identity_at_init_sees_hardly_any_of_them(cases):

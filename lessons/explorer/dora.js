@@ -1,4 +1,4 @@
-// DoRA by SPEC.md (kit 1.0), in float64: the page's global `DoRA`, `module.exports` in Node.
+// DoRA by SPEC.md, in float64: the page's global `DoRA`, `module.exports` in Node.
 // Everything is computed with weights as (d_out, d_in); r has the fields of the kit's questions.
 const DoRA = (() => {
   "use strict";

@@ -5,10 +5,9 @@ with 60 digits), and `minidora kit run` puts them to an implementation.
 """
 
 from .files import KitCase, load
-from .outcomes import CaseResult, Report
 from .program import Program
 from .protocol import Implementation, Request
-from .report import verdict
+from .report import CaseResult, Report, verdict
 from .runner import run
 
 __all__ = [

@@ -61,10 +61,12 @@ def as_array(value: Any) -> NDArray[np.float64] | None:
     """Numbers as float64 (null as NaN), or None for what is no array of real numbers."""
     try:
         array = np.asarray(value)
+        if array.dtype.kind == "V" and array.dtype.name == "bfloat16":  # of ml_dtypes
+            return array.astype(np.float64)
         if array.dtype.kind not in "fiuO" or array.dtype.kind == "O" and _has_text(array):
             return None
         return array.astype(np.float64)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # whatever NumPy or the value itself says to that
         return None
 
 

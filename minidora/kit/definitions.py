@@ -1,111 +1,109 @@
 """What the kit's cases are: their inputs and what each is for. `generate` adds what they give.
 
-Most inputs are multiples of 1/32 of at most 8 binary digits, the same number in
-bfloat16, float16, float32 and float64, so that one set of expected values serves every dtype.
+Inputs come out of a hash of their names. Most are multiples of 1/32 of at most 8 binary digits,
+the same number in every dtype, so that one set of expected values serves all.
 """
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .inputs import draw, linear, mask
+from .files import DTYPES, TOLERANCES, WIDE, KitCase
 
 Inputs = dict[str, NDArray]
-Tolerances = dict[str, float | None]  # None: finite is enough
-
+Options = dict[str, Any]
 AXES = ("per_output", "per_input")
-WIDE = ("float64", "float32")
-DTYPES = (*WIDE, "bfloat16", "float16")
-TOLERANCES: Tolerances = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 3e-2, "float16": 4e-3}
-"""Relative, in the max-norm: some hundred thousand roundings in float64, some 4 to 100 below."""
 
 
-@dataclass
-class Definition:
-    """One case before its expected values."""
-
-    name: str
-    clauses: tuple[str, ...]
-    level: str  # must, should, may
-    flags: tuple[str, ...]  # the known bugs it catches
-    requires: dict[str, str]  # the alternatives it is for
-    scale: float | None
-    inputs: Inputs
-    kind: str = "linear"
-    gives: tuple[str, ...] = ("forward", "merge", "backward")
-    settings: dict = field(default_factory=dict)
-    dtypes: tuple[str, ...] = DTYPES
-    tolerances: Tolerances = field(default_factory=lambda: TOLERANCES)
-    wrong: bool = False  # whether wrong answers are stored beside the right ones
+def draw(name: str, array: str, shape: tuple, low: int = -96, high: int = 96) -> NDArray:
+    """Numbers k/32, k from low to high without 0, out of a hash of the names."""
+    size = int(np.prod(shape))
+    digest = hashlib.shake_256(f"{name}/{array}".encode()).digest(4 * size)
+    k = np.frombuffer(digest, "<u4") % (high - low + 1) + float(low)
+    return np.where(k == 0, high, k).reshape(shape) / 32
 
 
-FORWARD = ("F1", "D1", "D2", "D3", "D4", "B1", "M1")
-BACKWARD = ("G1", "G2", "G3", "G4", "G5")
+def drawn(name: str, /, **shapes: tuple[int, ...]) -> Inputs:
+    """Inputs of given shapes; m is positive."""
+    positive = {"m": (16, 112)}
+    return {a: draw(name, a, shape, *positive.get(a, ())) for a, shape in shapes.items()}
 
 
-def definitions() -> list[Definition]:
+def linear(
+    name: str,
+    lead: tuple[int, ...] = (3,),
+    d_out: int = 4,
+    d_in: int = 5,
+    rank: int = 2,
+    bias: bool = True,
+    axis: str = "per_output",
+) -> Inputs:
+    """Inputs of one linear layer: m away from the norm, B away from zero."""
+    shapes = {"x": (*lead, d_in), "W0": (d_out, d_in), "A": (rank, d_in), "B": (d_out, rank)}
+    shapes |= {"m": (d_out if axis == "per_output" else d_in,), "dy": (*lead, d_out)}
+    return drawn(name, **shapes, **({"bias": (d_out,)} if bias else {}))
+
+
+def definitions() -> list[KitCase]:
     """Every case, in the order of the report."""
-    cases = []
-    for axis in AXES:
-        cases += (
-            plain(axis)
-            + special(axis)
-            + cancelling(axis)
-            + masked(axis)
-            + zero_vectors(axis)
-            + steps(axis)
-        )
-        cases += optional(axis)
-    return cases + scalings() + embeddings() + convolutions() + long_rows()
+    families = (plain, special, cancelling, masked, zero_vectors, steps, optional)
+    of_axes = [case for axis in AXES for family in families for case in family(axis)]
+    return of_axes + scalings() + others() + long_rows()
 
 
 def case_of(
     axis: str,
     name: str,
-    clauses: tuple[str, ...],
-    flags: tuple[str, ...],
+    clauses: str,
+    flags: str = "",
+    requires: dict[str, str] | None = None,
     *,
     scale: float | None = 0.75,
     level: str = "must",
-    shape: dict[str, Any] | None = None,
     change: Callable[[Inputs], Inputs] | None = None,
-    **options: Any,
-) -> Definition:
-    """One linear case; `change` makes new values of some inputs out of all."""
+    options: Options | None = None,
+    **shape: Any,
+) -> KitCase:
+    """One linear case of a shape; `change` makes new values of some inputs out of all."""
     name = f"{name}.{axis}"
-    inputs = linear(name, axis=axis, **(shape or {}))
+    inputs = linear(name, axis=axis, **shape)
     inputs.update(change(inputs) if change else {})
-    return Definition(name, clauses, level, flags, {"norm_axis": axis}, scale, inputs, **options)
+    choice = {"norm_axis": axis} | (requires or {})
+    words = tuple(clauses.split()), level, tuple(flags.split())
+    return KitCase(name, *words, choice, scale, inputs, **(options or {}))
 
 
-def plain(axis: str) -> list[Definition]:
+NEW: Options = {"since": "1.1"}
+FORWARD_ALONE = {"gives": ("forward", "merge"), **NEW}
+FORWARD, BACKWARD = "F1 D1 D2 D3 D4 B1 M1", " G1 G2 G3 G4 G5"
+
+
+def plain(axis: str) -> list[KitCase]:
     """Shapes and scales."""
-    case = partial(case_of, axis)
-    common = ("norm-of-W0", "bias-scaled", "scale-in-norm", "norm-gradient")
-    shaped = ("norm-axis", "transposed-weight")
-    both = FORWARD + BACKWARD
-    wide, tall = {"d_out": 3, "d_in": 8}, {"d_out": 7, "d_in": 3, "rank": 1}
+    case, both = partial(case_of, axis), FORWARD + BACKWARD
+    common = "norm-of-W0 bias-scaled scale-in-norm norm-gradient"
+    shaped, scaled = "norm-axis transposed-weight", "norm-axis transposed-weight scale-in-norm"
     return [
-        case("plain", both, common, wrong=True),
-        case("square", both, shaped, scale=1.5, shape={"d_out": 4, "d_in": 4}, wrong=True),
-        case("wide", (*both, "S1"), (*shaped, "norm-gradient"), scale=-1.25, shape=wide),
-        case("tall", both, (*shaped, "scale-in-norm"), scale=0.5, shape=tall),
-        case("large_scale", ("D1", "D3", "G3"), ("scale-in-norm",), scale=4.0, dtypes=WIDE),
-        case("high_rank", FORWARD, shaped, scale=0.25, shape={"d_out": 4, "d_in": 4, "rank": 6}),
-        case("no_bias", both, (), scale=1.25, shape={"bias": False, "d_out": 5}),
-        case("two_leading", ("F1", "G5", "G6"), (), shape={"lead": (2, 3)}),
-        case("one_vector", ("F2",), (), scale=-0.5, level="should", shape={"lead": ()}),
-        case("no_rows", ("F2",), (), level="should", shape={"lead": (0,)}),
+        case("plain", both, common),
+        case("square", f"{both} D7", shaped, scale=1.5, d_in=4),
+        case("wide", f"{both} S1", f"{shaped} norm-gradient", scale=-1.25, d_out=3, d_in=8),
+        case("tall", both, scaled, scale=0.5, d_out=7, d_in=3, rank=1),
+        case("large_scale", "D1 D3 G3", "scale-in-norm", scale=4.0, options={"dtypes": WIDE}),
+        case("high_rank", f"{FORWARD} D7", shaped, scale=0.25, d_in=4, rank=6),
+        case("no_bias", both, scale=1.25, bias=False, d_out=5),
+        case("two_leading", "F1 G5 G6", lead=(2, 3)),
+        case("three_leading", "F1 G5 G6", lead=(2, 1, 3), options=NEW),
+        case("one_vector", "F2", scale=-0.5, level="should", lead=()),
+        case("no_rows", "F2", level="should", lead=(0,)),
     ]
 
 
-def special(axis: str) -> list[Definition]:
-    """Values where bugs hide or show: B = 0, m of any sign, one entry."""
-    case = partial(case_of, axis)
+def special(axis: str) -> list[KitCase]:
+    """Values where bugs hide or show: B = 0, m of any sign, one entry, a tiny norm."""
 
     def start(inputs):
         W0 = np.array([[2, 3, 6], [1, 4, 8], [4, 4, 7], [2, 6, 9], [6, 6, 7]]) / 4.0
@@ -118,176 +116,195 @@ def special(axis: str) -> list[Definition]:
         m[0], m[-1] = 0.0, -m[-1]
         return {"m": m}
 
-    of_start = {"d_out": 5, "d_in": 3} if axis == "per_output" else {"d_out": 3, "d_in": 5}
-    single = {"d_in": 1, "rank": 1} if axis == "per_output" else {"d_out": 1, "rank": 1}
-    init: dict[str, Any] = {
-        "shape": of_start,
-        "change": start,
-        "gives": ("init", "forward", "merge", "backward"),
-    }
-    larger = ("bias-scaled", "magnitude-not-trained")
+    case, by_rows = partial(case_of, axis), axis == "per_output"
+    of_start: Options = {"d_out": 5, "d_in": 3} if by_rows else {"d_out": 3, "d_in": 5}
+    single: Options = {"d_in": 1, "rank": 1} if by_rows else {"d_out": 1, "rank": 1}
+    initial: Options = {"gives": ("init", "forward", "merge", "backward")}
+    room = {"float64": 1e-6, "float32": 1e-5, "bfloat16": 3e-2}  # for an eps of 1e-11
+    tiny: Options = {"change": lambda p: {n: p[n] / 2**20 for n in ("W0", "B")}, "bias": False}
+    tiny["options"] = {"dtypes": tuple(room), "tolerances": room, **NEW}
+    larger, start_flags = "bias-scaled magnitude-not-trained", "norm-axis magnitude-not-trained"
     return [
-        case("b_zero", ("G2", "G3"), ("norm-gradient",), change=lambda p: {"B": 0 * p["B"]}),
-        case("at_init", ("I1",), ("norm-axis", "magnitude-not-trained"), **init),
-        case("m_signs", ("D4", "G1"), ("dm-over-m",), change=signs, wrong=axis == AXES[0]),
-        case("m_large", ("D4", "G1"), larger, change=lambda p: {"m": p["m"] + 4}),
-        case("scale_zero", ("S1", "D4"), ("strength",), scale=0.0),
-        case("one_entry", ("G2",), ("norm-gradient",), shape=single, dtypes=WIDE),
+        case("b_zero", "G2 G3", "norm-gradient", change=lambda p: {"B": 0 * p["B"]}),
+        case("at_init", "I1 I2", start_flags, change=start, options=initial, **of_start),
+        case("m_signs", "D4 G1", "dm-over-m", change=signs),
+        case("m_large", "D4 G1", larger, change=lambda p: {"m": p["m"] + 4}),
+        case("scale_zero", "S1 D4", "strength", scale=0.0),
+        case("one_entry", "G2", "norm-gradient", options={"dtypes": WIDE}, **single),
+        case("tiny_norm", "D3", "norm-clamped", **tiny),
     ]
 
 
-def cancelling(axis: str) -> list[Definition]:
+def cancelling(axis: str) -> list[KitCase]:
     """A V that nearly cancels W0, and one that leaves hardly anything."""
-    case = partial(case_of, axis)
 
-    def nearly(inputs):
-        # rank one: W0 = -scale B A but for one entry of each vector
+    def nearly(inputs):  # W0 = -scale B A but for one entry of each vector
         W0 = -0.5 * inputs["B"] @ inputs["A"]
         flat = W0 if axis == "per_output" else W0.T
         flat[np.arange(len(flat)), np.arange(len(flat)) % flat.shape[1]] += 0.125
         return {"W0": W0}
 
-    def cancelled(inputs):
-        # V is 2^-30 in one entry of each vector and 0 elsewhere
+    def closely(inputs):  # in numbers of 24 digits, V some 1e-3 of W0
+        name = f"cancels_closely.{axis} digits"
+        full = {n: 1 + draw(name, n, inputs[n].shape, 1, 2**23) / 2**18 for n in "AB"}
+        full = {n: np.sign(inputs[n]) * full[n] for n in "AB"}
+        W0 = -0.5 * full["B"] @ full["A"] + inputs["W0"] * 2.0**-11
+        return full | {"W0": W0.astype(np.float32).astype(np.float64)}
+
+    def cancelled(inputs, least=2.0**-30):  # what V is in one entry of each vector; else 0
         index = (slice(None), 1) if axis == "per_output" else (1, slice(None))
         inputs["A" if axis == "per_output" else "B"][index] = 0
         W0 = -0.5 * inputs["B"] @ inputs["A"]
-        W0[index] = 2.0**-30
+        W0[index] = least
         return {"W0": W0}
 
-    shared: dict[str, Any] = {"scale": 0.5, "shape": {"rank": 1}, "dtypes": WIDE}
-    loose, finite = {"float64": 1e-8, "float32": 1e-3}, {"float64": None, "float32": None}
-    close: dict[str, Any] = {"change": nearly, "tolerances": loose, "level": "should"}
+    def shortly(inputs):  # in powers of 2, of which W0 is exact in 16 bits
+        short = {n: np.sign(inputs[n]) * 2 ** np.rint(np.log2(abs(inputs[n]))) for n in "AB"}
+        return short | cancelled(inputs | short, 2.0**-8)
+
+    def case(name, clause, change, bounds, level="should", **options):
+        tolerances = dict(zip(DTYPES, bounds, strict=False))
+        options |= {"dtypes": tuple(tolerances), "tolerances": tolerances}
+        rest: Options = {"level": level, "options": options}
+        return case_of(axis, name, clause, "cancellation", scale=0.5, change=change, rank=1, **rest)
+
     return [
-        case("cancels", ("D6",), ("cancellation",), change=cancelled, tolerances=finite, **shared),
-        case("nearly_cancels", ("D5",), ("cancellation",), **close, **shared),
+        case("cancels", "D6", cancelled, (None, None), "must"),
+        case("cancels_16_bits", "D6", shortly, (None,) * 4, "must", **FORWARD_ALONE),
+        case("nearly_cancels", "D5", nearly, (1e-8, 1e-3)),
+        case("cancels_closely", "D5", closely, (3e-12, 2e-3), **NEW),
     ]
 
 
-def masked(axis: str) -> list[Definition]:
-    """Dropout by an explicit mask, in both of its alternatives."""
+def masked(axis: str) -> list[KitCase]:
+    """Dropout by an explicit mask of rate 1/5, inverted: 0 or 1.25, and surely both."""
     cases = []
     for dropout in ("both", "low_rank"):
-        for name, shape in (("dropout", {"lead": (4,)}), ("dropout_leading", {"lead": (2, 2)})):
-            full = f"{name}.{dropout}.{axis}"
-            inputs = linear(full, d_out=5, d_in=4, axis=axis, **shape)
-            inputs["mask"] = mask(full, inputs["x"].shape)
-            requires = {"norm_axis": axis, "dropout": dropout}
-            fields = ("must", ("dropout-terms",), requires, 1.5, inputs)
-            cases.append(
-                Definition(full, ("P1", "P2"), *fields, wrong=name == "dropout" and axis == AXES[0])
-            )
+        for stem, lead in (("dropout", (4,)), ("dropout_leading", (2, 2))):
+            name, requires = f"{stem}.{dropout}", {"dropout": dropout}
+            of_mask = draw(f"{name}.{axis}", "mask", (*lead, 4), 1, 100)
+            mask = np.where(of_mask * 32 <= 30, 0.0, 1.25)
+            mask.reshape(-1)[:2] = 0.0, 1.25
+            rest: Options = {"scale": 1.5, "lead": lead, "d_out": 5, "d_in": 4}
+            cases.append(case_of(axis, name, "P1 P2", "dropout-terms", requires, **rest))
+            cases[-1].inputs["mask"] = mask
     return cases
 
 
-def zero_vectors(axis: str) -> list[Definition]:
+def zero_vectors(axis: str) -> list[KitCase]:
     """A zero vector of W0 that has moved, and one that has not."""
 
-    def zeroed(name, both):
-        inputs = linear(f"{name}.{axis}", axis=axis)  # unit and dead have the same
-        index = (1, slice(None)) if axis == "per_output" else (slice(None), 1)
-        inputs["W0"][index] = 0
-        if both:
-            inputs["B" if axis == "per_output" else "A"][index] = 0
-            del inputs["m"]  # the implementation's own init_magnitude(W0)
-        return inputs
+    def case(name, clauses, zero, *requires, **options):
+        made = case_of(axis, name, clauses, "zero-vector-nan", *requires, options=options)
+        made.inputs = linear(f"{name.partition('.')[0]}.{axis}", axis=axis)  # unit's and dead's
+        for array in zero:
+            made.inputs[array][(1, slice(None)) if axis == "per_output" else (slice(None), 1)] = 0
+        return made
 
-    name, flags = f"zero_moved.{axis}", ("zero-vector-nan",)
-    fields = ("must", flags, {"norm_axis": axis}, 0.75, zeroed("zero_moved", False))
-    moved = Definition(name, ("Z1",), *fields)
-    still = []
+    cases, update = [case("zero_moved", "Z1", ["W0"])], "B" if axis == "per_output" else "A"
+    bounds = TOLERANCES | {"float64": 1e-6}  # m is the implementation's own, perhaps a float32
     for zero in ("unit", "dead"):
-        name, requires = f"zero_still.{zero}.{axis}", {"norm_axis": axis, "zero_vector": zero}
-        inputs = zeroed("zero_still", True)
-        fields = ("must", flags, requires, 0.75, inputs)
-        bounds = TOLERANCES | {"float64": 1e-6}  # m is the implementation's own, perhaps float32
-        still.append(Definition(name, ("Z2", "Z3"), *fields, tolerances=bounds))
-    return [moved, *still]
+        words = f"zero_still.{zero}", "Z2 Z3", ["W0", update], {"zero_vector": zero}
+        cases.append(case(*words, tolerances=bounds))
+        del cases[-1].inputs["m"]
+    return cases
 
 
-def steps(axis: str) -> list[Definition]:
+def steps(axis: str) -> list[KitCase]:
     """Two steps of an optimizer down 1/2 sum((y - target)²)."""
     adamw = {"name": "adamw", "rate": 0.03125, "betas": [0.9, 0.999], "eps": 1e-8}
+    wide = {"float64": 1e-9, "float32": 1e-4}
     cases = []
-    for optimizer in ({"name": "sgd", "rate": 0.0078125}, {**adamw, "weight_decay": 0.0625}):
-        name = f"steps_{optimizer['name']}.{axis}"
-        inputs = linear(name, axis=axis)
-        inputs["target"] = inputs.pop("dy")
-        flags = ("magnitude-not-trained", "stale-norm")
-        fields = ("must", flags, {"norm_axis": axis}, 0.75, inputs)
-        given: dict[str, Any] = {"gives": ("steps",), "settings": {"optimizer": optimizer}}
-        given |= {"dtypes": WIDE, "tolerances": {"float64": 1e-9, "float32": 1e-4}}
-        cases.append(Definition(name, ("T1", "T2"), *fields, **given))
+    for name, optimizer, bounds in (
+        ("steps_sgd", {"name": "sgd", "rate": 0.0078125}, wide),
+        ("steps_adamw", adamw | {"weight_decay": 0.0625}, wide),
+        ("steps_16_bits", {"name": "sgd", "rate": 0.03125}, {**TOLERANCES, **wide}),
+    ):
+        options: Options = {"gives": ("steps",), "settings": {"optimizer": optimizer}}
+        options |= {"dtypes": tuple(bounds), "tolerances": bounds}
+        options |= NEW if name == "steps_16_bits" else {}
+        flags = "magnitude-not-trained stale-norm"
+        cases.append(case_of(axis, name, "T1 T2", flags, options=options))
+        cases[-1].inputs["target"] = cases[-1].inputs.pop("dy")
     return cases
 
 
-def optional(axis: str) -> list[Definition]:
-    """Transposed storage, and a strength between the base and the adapted layer."""
-    name = f"transposed.{axis}"
-    requires = {"norm_axis": axis, "layout": "in_out"}
-    inputs = linear(name, d_out=3, d_in=5, axis=axis)
-    inputs["W0"] = np.ascontiguousarray(inputs["W0"].T)
-    cases = [Definition(name, ("L1",), "may", ("transposed-weight",), requires, 0.75, inputs)]
-    for strength in (0.0, 0.5):
-        name = f"strength_{'zero' if strength == 0 else 'half'}.{axis}"
-        requires = {"norm_axis": axis, "strength": "interpolated"}
-        fields = ("may", ("strength",), requires, 0.75, linear(name, axis=axis))
-        cases.append(Definition(name, ("S3",), *fields, settings={"strength": strength}))
-    return cases
+def optional(axis: str) -> list[KitCase]:
+    """What an implementation may have beside the plain layer."""
+
+    def case(name, clause, flag, key, value, options=NEW, **rest):
+        rest |= {"level": "may", "options": options}
+        return case_of(axis, name, clause, flag, {key: value}, **rest)
+
+    def strength(name, t, **since):
+        options = {"settings": {"strength": t}, **since}
+        return case(f"strength_{name}", "S3", "strength", "strength", "interpolated", options)
+
+    def two(how):
+        made = case(f"adapters.{how}", "A1", "stale-norm", "adapters", how, FORWARD_ALONE)
+        more = drawn(f"{made.name} 2", A=(2, 5), B=(4, 2), m=made.inputs["m"].shape)
+        made.inputs |= {f"{name}2": array for name, array in more.items()}
+        return made
+
+    layout = ("transposed", "L1", "transposed-weight", "layout", "in_out")
+    begun = NEW | {"gives": ("init", "forward", "merge")}
+    of_V = case("nonzero_start", "I3", "magnitude-not-trained", "init", "norm_of_V", begun)
+    del of_V.inputs["m"]
+    off = case("disabled", "S4", "strength", "disabling", "base", NEW | {"gives": ("forward",)})
+    more = [strength("two", 2.0, **NEW), strength("below_zero", -0.5, **NEW), off, of_V]
+    more += [two("in_turn"), two("summed")]
+    ranks: Options = {"options": {"settings": {"ranks": 2}, **NEW}, "d_out": 6, "d_in": 4}
+    for side in ("d_in", "d_out"):
+        more.append(case(f"sharded.{side}", "R1", "norm-axis", "shards", side, **ranks))
+    turned = case(*layout, {}, change=lambda p: {"W0": np.ascontiguousarray(p["W0"].T)}, d_out=3)
+    return [turned, strength("zero", 0.0), strength("half", 0.5), *more]
 
 
-def scalings() -> list[Definition]:
+def scalings() -> list[KitCase]:
     """alpha and r instead of the scale."""
     cases = []
     for scaling in ("alpha_over_r", "alpha_over_sqrt_r"):
         requires = {"norm_axis": "per_output", "scaling": scaling}
         inputs = linear(scaling, rank=3)  # no other size is 3
-        fields = ("must", ("scale-in-norm",), requires, None, inputs)
-        options: dict[str, Any] = {"settings": {"alpha": 7.0}, "wrong": scaling == "alpha_over_r"}
-        cases.append(Definition(scaling, ("S2",), *fields, **options))
+        words = ("S2",), "must", ("scale-in-norm",)
+        cases.append(KitCase(scaling, *words, requires, None, inputs, settings={"alpha": 7.0}))
     return cases
 
 
-def embeddings() -> list[Definition]:
-    """A table W0 (vocabulary, dimensions) whose rows are looked up."""
+OTHERS = """
+embedding per_dimension | E1 E2 | norm-axis | W0 6 4, A 2 6, B 4 2, m 4, dy 2 3 4
+embedding per_token | E1 E2 | norm-axis | W0 6 4, A 2 6, B 4 2, m 6, dy 2 3 4
+convolution plain | C1 | | x 2 2 4 4, W0 3 2 2 3, A 2 2 2 3, B 3 2 1 1, m 3, bias 3, dy 2 3 3 2
+convolution strided | C1 | | x 2 2 4 4, W0 3 2 3 3, A 2 2 3 3, B 3 2 1 1, m 3, bias 3, dy 2 3 2 2
+packed slices | K1 | scale-in-norm | x 3 5, W0 8 5, A 6 5, B 8 2, m 8, bias 8, dy 3 8
+experts per_output | X1 | norm-axis | x 3 2 5, W0 3 4 5, A 3 2 5, B 3 4 2, m 3 4, dy 3 2 4
+"""
+
+
+def others() -> list[KitCase]:
+    """Tables that are looked up, one row of them three times; images; slices; experts."""
+    settings: Options = {"plain": {"stride": 1, "padding": 0}}
+    settings |= {"strided": {"stride": 2, "padding": 1}, "slices": {"slices": [4, 2, 2]}}
     cases = []
-    for embedding, size in (("per_dimension", 4), ("per_token", 6)):
-        name = f"embedding.{embedding}"
-        inputs = {
-            "tokens": np.array([[5, 0, 2], [2, 2, 1]]),
-            "W0": draw(name, "W0", (6, 4)),
-            "A": draw(name, "A", (2, 6)),
-            "B": draw(name, "B", (4, 2)),
-            "m": draw(name, "m", (size,), 16, 112),
-            "dy": draw(name, "dy", (2, 3, 4)),
-        }
-        fields = ("may", ("norm-axis",), {"embedding": embedding}, 1.5, inputs)
-        cases.append(Definition(name, ("E1", "E2"), *fields, kind="embedding"))
+    for row in OTHERS.strip().splitlines():
+        name, clauses, flags, shapes = (cell.strip() for cell in row.split("|"))
+        choice, what = name.split()
+        name = f"{choice}.{what}"
+        sizes = {array: map(int, size) for array, *size in map(str.split, shapes.split(","))}
+        inputs = drawn(name, **{array: tuple(size) for array, size in sizes.items()})
+        requires = {choice: "per_output" if choice == "convolution" else what}
+        requires |= {"norm_axis": "per_output"} if choice == "packed" else {}
+        if choice == "embedding":
+            inputs["tokens"] = np.array([[5, 0, 2], [2, 2, 1]])
+        words = tuple(clauses.split()), "may", tuple(flags.split()), requires
+        rest: Options = dict(NEW) if clauses in ("K1", "X1") else {}
+        rest |= {"kind": "linear" if choice == "packed" else choice}
+        rest |= {"settings": settings.get(what, {})}
+        cases.append(KitCase(name, *words, 1.5 if choice == "embedding" else 0.75, inputs, **rest))
     return cases
 
 
-def convolutions() -> list[Definition]:
-    """Images (n, channels, height, width) through a kernel W0 (d_out, d_in, kh, kw)."""
-    cases = []
-    for name, stride, padding, kernel in (("plain", 1, 0, (2, 3)), ("strided", 2, 1, (3, 3))):
-        name = f"convolution.{name}"
-        height, width = ((4 + 2 * padding - k) // stride + 1 for k in kernel)
-        inputs = {
-            "x": draw(name, "x", (2, 2, 4, 4)),
-            "W0": draw(name, "W0", (3, 2, *kernel)),
-            "A": draw(name, "A", (2, 2, *kernel)),
-            "B": draw(name, "B", (3, 2, 1, 1)),
-            "m": draw(name, "m", (3,), 16, 112),
-            "bias": draw(name, "bias", (3,)),
-            "dy": draw(name, "dy", (2, 3, height, width)),
-        }
-        fields = ("may", (), {"convolution": "per_output"}, 0.75, inputs)
-        settings = {"stride": stride, "padding": padding}
-        cases.append(Definition(name, ("C1",), *fields, kind="convolution", settings=settings))
-    return cases
-
-
-def long_rows() -> list[Definition]:
+def long_rows() -> list[KitCase]:
     """Long vectors, whose squares a 16-bit sum cannot hold."""
     cases = []
     for name, axis, value, dtypes in (
@@ -296,23 +313,18 @@ def long_rows() -> list[Definition]:
         ("stagnate", "per_output", 1.0, ("bfloat16",)),  # a sum of ones stops at 256
         ("overflow", "per_input", 8.0, ("float16",)),
     ):
-        name = f"long_{name}.{axis}"
-        length = 2048
+        name, length = f"long_{name}.{axis}", 2048
         vectors = value * np.stack([np.ones(length), draw(name, "W0", (length,), 16, 48)])
         W0 = vectors if axis == "per_output" else vectors.T
         d_out, d_in = W0.shape
         x = np.zeros((1, d_in))
         x[:, :: max(1, d_in // 4)] = draw(name, "x", x[:, :: max(1, d_in // 4)].shape)
         near = value if value < 1 else 1.0  # the update is small beside W0, as it is in training
-        inputs = {
-            "x": x,
-            "W0": W0,
-            "A": draw(name, "A", (1, d_in), -4, 4) * (near if axis == "per_output" else 1),
-            "B": draw(name, "B", (d_out, 1), -4, 4),
-            "m": np.array([96 * value, 72 * value]),  # the norms are some 46 times value
-        }
-        bounds = TOLERANCES | {"float64": 1e-8}  # an eps may show beside so small a norm
-        fields = ("must", ("low-precision-norm",), {"norm_axis": axis}, 0.5, inputs)
+        A = draw(name, "A", (1, d_in), -4, 4) * (near if axis == "per_output" else 1)
+        inputs = {"x": x, "W0": W0, "A": A, "B": draw(name, "B", (d_out, 1), -4, 4)}
+        inputs["m"] = np.array([96 * value, 72 * value])  # the norms are some 46 times value
+        words = ("Q1",), "must", ("low-precision-norm",), {"norm_axis": axis}
         given: dict[str, Any] = {"gives": ("forward", "merge"), "dtypes": (*WIDE, *dtypes)}
-        cases.append(Definition(name, ("Q1",), *fields, tolerances=bounds, **given))
+        given["tolerances"] = TOLERANCES | {"float64": 1e-8}  # an eps may show beside such norms
+        cases.append(KitCase(name, *words, 0.5, inputs, **given))
     return cases

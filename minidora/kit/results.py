@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .clauses import GRADIENTS
 from .files import KitCase
-from .protocol import ALTERNATIVES, Request, check_alternatives
+from .protocol import ALTERNATIVES, ANSWERS, VERSION, Request, check_alternatives
 
 ABOUT, DTYPES = "implementation.json", ALTERNATIVES["dtype"]
 
@@ -26,6 +27,7 @@ class Results:
         about = _read(self.folder / ABOUT)
         self.name = str(about.get("name", self.folder.name))
         self.version = str(about.get("version", "unknown"))
+        self.kit = about.get("kit", VERSION)
         self.alternatives = check_alternatives(about.get("alternatives"))
         self._answers: dict[tuple, dict] = {}
         for path in sorted(self.folder.glob("*.json")):
@@ -59,25 +61,19 @@ class Results:
                 return answered
         raise NotImplementedError(f"no file answers {request.case} with {outputs[0]}")
 
-    def init_magnitude(self, request: Request) -> Any:
-        """The m on file."""
-        return self._find(request, "m")["m"]
-
-    def forward(self, request: Request) -> Any:
-        """The y on file."""
-        return self._find(request, "y")["y"]
-
-    def merge(self, request: Request) -> Any:
-        """The W on file."""
-        return self._find(request, "W")["W"]
-
-    def backward(self, request: Request) -> dict:
-        """The gradients on file."""
-        return self._find(request, "dA", "dB", "dm", "dx", "dbias")
-
     def after_steps(self, request: Request) -> dict:
         """A, B and m after each step, on file: [after the first, after the second]; and W."""
         return self._find(request, "A", "B", "m", "W")
+
+    def backward(self, request: Request) -> dict:
+        """The gradients on file."""
+        return self._find(request, *GRADIENTS.split())
+
+    def __getattr__(self, op: str) -> Any:
+        """The other operations: each answers with its output on file."""
+        if op not in ANSWERS:
+            raise AttributeError(op)
+        return lambda request: self._find(request, ANSWERS[op])[ANSWERS[op]]
 
 
 def _read(path: Path) -> dict:

@@ -4,17 +4,27 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..evidence.gradcheck import Difference
-from .adapter import described, made
 from .compare import as_array, judged
-from .diagnosis import diagnose
-from .files import KitCase, load
+from .diagnosis import credible, diagnose
+from .files import KitCase, left_out, load
 from .optimizer import update
-from .outcomes import CaseResult, Report, Variant, ranked
-from .protocol import ANSWERS, ARRAYS, Alternatives, Request, check_alternatives, numpy_dtype
+from .protocol import (
+    ANSWERS,
+    ARRAYS,
+    Alternatives,
+    Request,
+    check_alternatives,
+    described,
+    escaped,
+    in_dtype,
+    made,
+)
+from .report import CaseResult, Report, Variant, ranked
 
-SETTINGS = ("alpha", "strength", "stride", "padding")
+SETTINGS = ("alpha", "strength", "stride", "padding", "slices", "ranks")
 
 
 def run(
@@ -25,21 +35,25 @@ def run(
 ) -> Report:
     """Put the cases (all of the kit by default) to an Implementation; returns a Report.
 
-    each: called with every CaseResult as it comes. Whatever the implementation raises is a failure
-    of that case. Raises ValueError for alternatives that SPEC.md does not know, and for case files
-    that were changed.
+    each: called with every CaseResult as it comes; words that it returns end the run, and say
+    why. Whatever the implementation raises is a failure of that case. Raises ValueError for
+    alternatives that SPEC.md does not know, and for case files that were changed.
     """
     implementation = made(implementation)
-    cases = load() if cases is None else list(cases)
     about = described(implementation)
+    cases = load() if cases is None else list(cases)
     chosen = check_alternatives(about["alternatives"])
-    report = Report(cases[0].kit if cases else "", about["name"], about["version"], chosen)
-    for case in cases:
-        for variant in variants(case, chosen):
-            result = answered(implementation, variant, chosen)
-            report.results.append(result)
-            if each:
-                each(result)
+    report = Report(about["kit"], about["name"], about["version"], chosen)
+    report.selection = bool(left_out(cases))
+    asked = [case for case in cases if case.since <= about["kit"]]
+    for variant in (v for case in asked for v in variants(case, chosen)):
+        result = answered(implementation, variant, chosen)
+        report.results.append(result)
+        why = each(result) if each else None
+        report.stopped = str(why or getattr(implementation, "stopped", ""))
+        if report.stopped:
+            break
+    report.results = credible(report.results)
     return ranked(report)
 
 
@@ -56,6 +70,7 @@ def variants(case: KitCase, chosen: Alternatives) -> Iterator[Variant]:
             yield Variant(case, dtype, norm_grad, alone and case.kind == "linear")
 
 
+@np.errstate(all="ignore")  # answers may be of any size
 def answered(implementation: Any, variant: Variant, chosen: Alternatives) -> CaseResult:
     """One variant put to the implementation."""
     missing = not_chosen(variant, chosen)
@@ -73,8 +88,8 @@ def answered(implementation: Any, variant: Variant, chosen: Alternatives) -> Cas
     return CaseResult(
         differences,
         variant=variant,
-        skipped=tuple(talk.skipped),
-        errors=tuple(talk.errors),
+        skipped=tuple(dict.fromkeys(talk.skipped)),
+        errors=tuple(dict.fromkeys(talk.errors)),
         diagnoses=tuple(names),
         unanswered=tuple(dict.fromkeys(talk.unanswered)),
     )
@@ -107,9 +122,7 @@ class _Talk:
         case, dtype = self.case, self.variant.dtype
         named = {k: v for k, v in case.requires.items() if k not in ("strength", "dtype")}
         settings = {n: case.settings[n] for n in SETTINGS if n in case.settings}
-        arrays = {
-            n: np.array(a, numpy_dtype(dtype, n)) for n, a in self.inputs.items() if n in ARRAYS
-        }
+        arrays = {n: in_dtype(a, dtype, n) for n, a in self.inputs.items() if n in ARRAYS}
         if self.variant.turned:
             named["layout"], arrays["W0"] = "in_out", np.ascontiguousarray(arrays["W0"].T)
         about: dict[str, Any] = {"dtype": dtype, "norm_grad": self.variant.norm_grad}
@@ -127,10 +140,10 @@ class _Talk:
             answer = method(self.request(op))
         except NotImplementedError as missing:
             self.unanswered.append(op)
-            self.skipped.append(str(missing) or op)
+            self.skipped.append(escaped(missing) or op)
             return None
-        except Exception as error:  # whatever it raises: the run goes on
-            self.errors.append(f"{op}: {type(error).__name__}: {error}")
+        except (Exception, SystemExit) as error:  # whatever it raises: the run goes on
+            self.errors.append(escaped(f"{op}: {type(error).__name__}: {error}", 400))
             return None
         if answer is None:
             self.errors.append(f"{op}: answered None")
@@ -144,39 +157,49 @@ class _Talk:
             if m is not None and "m" in case.expected:
                 self.got["m"] = m
             if "m" not in case.inputs:
-                if m is None:
+                W0, by_column = case.inputs["W0"], case.requires["norm_axis"] == "per_input"
+                own = self.numbers("m", m, W0[0] if by_column else W0[:, 0])
+                if own is None:
                     return
-                self.inputs["m"] = m
+                self.inputs["m"] = own
         for op in ("forward", "merge"):
             if op in case.gives:
                 answer = self.ask(op)
                 if answer is not None:
                     self.got[ANSWERS[op]] = answer if op == "forward" else self.turned_back(answer)
         if "backward" in case.gives:
-            self.got.update(self.gradients() or {})
+            self.got.update(self.gradients([n for n in case.expected if n.startswith("d")]))
 
     def turned_back(self, W: Any) -> Any:
         """A merged weight as the case has it."""
         return np.transpose(W) if self.variant.turned and as_array(W) is not None else W
 
-    def gradients(self) -> dict | None:
-        """The gradients that the case expects; one that is missing stays away."""
+    def numbers(self, name: str, answer: Any, like: NDArray) -> NDArray | None:
+        """An answer to go on with; None where it has not the shape of `like`."""
+        array = as_array(answer)
+        if array is not None and array.shape == like.shape:
+            return array
+        if answer is not None:
+            self.errors.append(str(judged(name, answer, like, float("inf"))))
+        return None
+
+    def gradients(self, names: list[str]) -> dict:
+        """These gradients; one that is missing stays away."""
         if self.variant.norm_grad is None:
             self.skipped.append("backward (norm_grad is not among its alternatives)")
-            return None
+            return {}
         answer = self.ask("backward")
         if answer is None:
-            return None
+            return {}
         if not isinstance(answer, dict):
             kind = type(answer).__name__
             self.errors.append(f"backward: expected a dict of gradients, got {kind}")
-            return None
-        expected = [n for n in self.case.expected if n.startswith("d")]
-        missing = [name for name in expected if answer.get(name) is None]
+            return {}
+        missing = [name for name in names if answer.get(name) is None]
         if missing:
-            had = ", ".join(map(str, answer)) or "nothing"
+            had = escaped(", ".join(map(str, answer)), 100) or "nothing"
             self.errors.append(f"backward: {', '.join(missing)} missing; the answer has {had}")
-        return {name: answer[name] for name in expected if name not in missing}
+        return {name: answer[name] for name in names if name not in missing}
 
     def steps(self) -> None:
         """Two steps of the case's optimizer with the implementation's gradients."""
@@ -187,22 +210,20 @@ class _Talk:
         after: dict[str, list] = {name: [] for name in "ABm"}
         state: dict[str, dict] = {name: {} for name in "ABm"}
         target = self.case.inputs["target"]
+        self.ask("merge")  # a weight that is kept from now on will be wrong below
         for step in (1, 2):
-            y = self.ask("forward")
-            try:
-                self.inputs["dy"] = np.asarray(y, np.float64) - target
-                gradients: Any = self.ask("backward") if y is not None else None
-                for name in () if gradients is None else after:
-                    gradient = np.asarray(gradients["d" + name], np.float64)
-                    value = np.asarray(self.inputs[name], np.float64)
-                    moved = update(value, gradient, state[name], step, settings)
-                    self.inputs[name] = moved.reshape(value.shape)
-                    after[name].append(self.inputs[name])
-            except (TypeError, ValueError, KeyError, AttributeError) as error:
-                if y is not None:
-                    self.errors.append(f"step {step}: no usable answer: {error!r}")
-            if len(after["m"]) < step:
+            y = self.numbers("y", self.ask("forward"), target)
+            if y is None:
                 return
+            self.inputs["dy"] = y - target
+            gradients = self.gradients([f"d{name}" for name in after])
+            for name, values in after.items():
+                value = np.asarray(self.inputs[name], np.float64)
+                gradient = self.numbers(f"d{name}", gradients.get(f"d{name}"), value)
+                if gradient is None:
+                    return
+                self.inputs[name] = update(value, gradient, state[name], step, settings)
+                values.append(self.inputs[name])
         self.got = {name: np.stack(values) for name, values in after.items()}
         merged = self.ask("merge")  # of the parameters as they are now
         if merged is not None:

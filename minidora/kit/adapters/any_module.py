@@ -48,11 +48,23 @@ def gradients(y: torch.Tensor, dy: ArrayLike, **leaves: torch.Tensor) -> dict:
     return {f"d{name}": plain(g) for name, g in zip(leaves, grads, strict=True)}
 
 
+class Masked(nn.Module):
+    """Dropout whose mask is given."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the mask leaves of x."""
+        return x * self.mask
+
+
 class AnyModule:
     """One module for each case, whose parameters are overwritten: a stale norm would show."""
 
     places: dict[str, str] = {}
-    """Where A, B, m and bias are in the module; ".T" after the name for a transposed one."""
+    """Where A, B, m, bias and a second A2, B2, m2 are; ".T" after the name for a transposed one."""
 
     def __init__(self) -> None:
         self._modules: dict[tuple, nn.Module] = {}
@@ -65,9 +77,15 @@ class AnyModule:
         """The merged weight of a module, which is not used again."""
         raise NotImplementedError("merge")
 
+    def start(self, module: nn.Module) -> None:
+        """Set m again, after A and B were set (I3)."""
+        raise NotImplementedError("init")
+
     def init_magnitude(self, request: Request) -> NDArray:
         """The m of a new module around W0, one number for each vector."""
         module = self._new(request)
+        if request.init:
+            self.start(self._filled(module, request))
         return plain(self._parameter(module, "m")[0]).reshape(-1)
 
     def forward(self, request: Request) -> NDArray:
@@ -99,7 +117,8 @@ class AnyModule:
         return tensor(r.x, r.dtype, trained=trained)
 
     def _given(self, r: Request) -> list[str]:
-        return [n for n in ("A", "B", "m", "bias") if getattr(r, n) is not None]
+        names = ("A", "B", "m", "bias", "A2", "B2", "m2")
+        return [name for name in names if getattr(r, name) is not None]
 
     def _parameter(self, module: nn.Module, name: str) -> tuple[torch.Tensor, bool]:
         """One of the module's parameters, and whether it is stored transposed."""

@@ -6,7 +6,7 @@ from peft import LoraConfig
 from peft.tuners.lora import layer as lora
 
 from ..protocol import Request
-from .any_module import AnyModule, alpha_of, tensor
+from .any_module import AnyModule, Masked, alpha_of, tensor
 
 
 class Linear(AnyModule):
@@ -19,6 +19,9 @@ class Linear(AnyModule):
         "dropout": "both",
         "zero_vector": "unit",
         "scaling": ("alpha_over_r", "alpha_over_sqrt_r"),
+        "init": "norm_of_V",
+        "disabling": "base",
+        "adapters": "in_turn",
         "dtype": ("float64", "float32", "bfloat16", "float16"),
     }
     places = {
@@ -26,6 +29,9 @@ class Linear(AnyModule):
         "B": "lora_B.default.weight",
         "m": "lora_magnitude_vector.default.weight",
         "bias": "base_layer.bias",
+        "A2": "lora_A.second.weight",
+        "B2": "lora_B.second.weight",
+        "m2": "lora_magnitude_vector.second.weight",
     }
     kind = lora.Linear
 
@@ -45,7 +51,18 @@ class Linear(AnyModule):
         module = self.kind(base, "default", config=config, **options)
         if r.mask is not None:
             module.lora_dropout["default"] = Masked(tensor(r.mask, r.dtype))
+        if r.adapters:
+            module.update_layer("second", config=config, **options)
+            module.set_adapter(["default", "second"])
+        module.enable_adapters(not r.disabling)
         return module.to(getattr(torch, r.dtype))
+
+    def start(self, module: torch.nn.Module) -> None:
+        """As PEFT does after PiSSA or OLoRA has set A and B."""
+        factors = {n: getattr(module, n)["default"].weight for n in ("lora_A", "lora_B")}
+        base, scaling = module.get_base_layer(), module.scaling["default"]
+        magnitude = module.lora_magnitude_vector["default"]
+        magnitude.update_layer(base_layer=base, scaling=scaling, **factors)
 
     def merged(self, module: torch.nn.Module, r: Request) -> torch.Tensor:
         """By the layer's own merge."""
@@ -95,15 +112,3 @@ class Conv2d(Linear):
         "convolution": "per_output",
         "dtype": ("float64", "float32", "bfloat16", "float16"),
     }
-
-
-class Masked(torch.nn.Module):
-    """Dropout whose mask is given."""
-
-    def __init__(self, mask: torch.Tensor) -> None:
-        super().__init__()
-        self.mask = mask
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the mask leaves of x."""
-        return x * self.mask

@@ -49,6 +49,7 @@ class Module(AnyModule):
     alternatives = {
         "norm_axis": ("per_output", "per_input"),
         "norm_grad": ("exact", "detached"),
+        "dropout": (),
         "zero_vector": "unit",
         "scaling": ("alpha_over_r", "alpha_over_sqrt_r"),
         "strength": "interpolated",

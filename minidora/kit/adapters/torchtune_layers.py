@@ -5,8 +5,7 @@ import torchtune
 from torchtune.modules.peft import DoRALinear
 
 from ..protocol import Request
-from .any_module import AnyModule, alpha_of
-from .peft_layers import Masked
+from .any_module import AnyModule, Masked, alpha_of, tensor
 
 
 class Linear(AnyModule):
@@ -19,6 +18,8 @@ class Linear(AnyModule):
         "dropout": "low_rank",
         "zero_vector": "unit",
         "scaling": "alpha_over_r",
+        "init": "norm_of_V",
+        "disabling": "base",
         "dtype": ("float64", "float32", "bfloat16", "float16"),
     }
     places = {"A": "lora_a.weight", "B": "lora_b.weight", "m": "magnitude", "bias": "bias"}
@@ -31,6 +32,11 @@ class Linear(AnyModule):
         with torch.no_grad():
             module.weight.copy_(base.weight)
         module.initialize_dora_magnitude()
+        module.disabled = bool(r.disabling)
         if r.mask is not None:
-            module.dropout = Masked(torch.tensor(r.mask, dtype=getattr(torch, r.dtype)))
+            module.dropout = Masked(tensor(r.mask, r.dtype))
         return module
+
+    def start(self, module: torch.nn.Module) -> None:
+        """By the module's own method."""
+        module.initialize_dora_magnitude()
