@@ -433,7 +433,7 @@ def test_each_new_case_notices_what_it_is_for(cases, dtype):
     assert {case.name.partition(".")[0] for case in new} == NOTICED_BY.keys()
     by_label = {bug.label: bug for bug in bugs()}
     by_label[""] = Bug("", [("*r.x.shape[:-1], len(r.B)", f"*{TWO}, len(r.B)")])
-    infinite = ("g = (m / c)[:, None]\n", "g = (m / c / (c > 1e-4))[:, None]\n")
+    infinite = ("g = (m / c)[:, None]\n", "g = (m / c / (c > 5e-3))[:, None]\n")
     by_label["an infinite m/c"] = Bug("", [infinite])
     for stem, label in NOTICED_BY.items():
         these = [c for c in new if c.name.partition(".")[0] == stem and dtype in c.dtypes]

@@ -160,7 +160,7 @@ def cancelling(axis: str) -> list[KitCase]:
 
     def shortly(inputs):  # in powers of 2, of which W0 is exact in 16 bits
         short = {n: np.sign(inputs[n]) * 2 ** np.rint(np.log2(abs(inputs[n]))) for n in "AB"}
-        return short | cancelled(inputs | short, 2.0**-14)
+        return short | cancelled(inputs | short, 2.0**-8)
 
     def case(name, clause, change, bounds, level="should", **options):
         tolerances = dict(zip(DTYPES, bounds, strict=False))
