@@ -241,10 +241,11 @@ def alike(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
 def _narrow(dtype, arrays, failed, differences) -> str:
     """The name for answers in a narrower dtype than was asked for, or nothing."""
     worst, numbers = max(d.max_rel for d in differences), sum(arrays[n].size for n in failed)
-    near = {"rtol": 5e-9, "atol": 0.0}  # they may have been written with nine digits
+    near = 5e-9  # they may have been written with nine digits
     for name, (narrow, wider, bound) in NARROW.items():
         if dtype in wider and worst <= bound and numbers > 5:  # fewer may look so by chance
-            if all(np.allclose(in_dtype(arrays[n], narrow, n), arrays[n], **near) for n in failed):
+            pairs = [(in_dtype(arrays[n], narrow, n), arrays[n]) for n in failed]
+            if all(np.allclose(rounded, got, rtol=near, atol=0.0) for rounded, got in pairs):
                 return name
     return ""
 
