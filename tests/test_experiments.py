@@ -236,7 +236,9 @@ def test_what_the_network_names_too_holds_for_the_tuning_alone(tmp_path):
 
 def test_the_short_forms_are_those_that_the_tests_run():
     short = [name for name, experiment in EXPERIMENTS.items() if experiment.short]
-    assert short == ["figure2", "decay"] and all(EXPERIMENTS[name].about for name in EXPERIMENTS)
+    assert short == ["figure2", "decay", "minilm_tuning", "minilm_decay"] and all(
+        EXPERIMENTS[name].about for name in EXPERIMENTS
+    )
     with pytest.raises(ValueError, match="--short: expected an experiment with a short form"):
         EXPERIMENTS["sweep"].configured(short=True)
 

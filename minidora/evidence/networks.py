@@ -77,7 +77,7 @@ def _case(
 
 def plain_settings(model: nn.Layer) -> dict[str, dict]:
     """What the witnesses need to know of each layer, by path."""
-    names = "scale norm_axis norm_grad groups block strength heads dropout rate".split()
+    names = "scale norm_axis norm_grad groups block strength heads causal eps dropout rate".split()
     return {
         path: {name: getattr(layer, name) for name in names if hasattr(layer, name)}
         for path, layer in nn.walk(model)
@@ -101,11 +101,13 @@ def single_layers(kind: str, rng: np.random.Generator, _: None = None) -> Iterat
         yield _case(kind, nn.Dropout(0.4), rng, witness=kind, x=x, seed=3)
         return
     else:
-        model = {"gelu": nn.GELU, "relu": nn.ReLU}[kind]()
+        model = {"gelu": nn.GELU, "exact_gelu": nn.ExactGELU, "relu": nn.ReLU}[kind]()
     if kind == "attention":
         padding = np.zeros((2, 5), bool)
         padding[0, 3:] = padding[1, 0] = True
         yield _case("padded", model, rng, witness=kind, x=x, padding=padding)
+        model = replace(model, causal=False)
+        yield _case("both ways, padded", model, rng, witness=kind, x=x, padding=padding)
     yield _case(kind, model, rng, witness=kind, x=x)
 
 
@@ -172,6 +174,23 @@ def transformers(
     yield _case("transformer", model, rng, witness="transformer", **given)
 
 
+def classifiers(
+    method: str, rng: np.random.Generator, _: None = None, **settings: Any
+) -> Iterator[Case]:
+    """A small BERT with a head on its mean, padded on the right and at a start."""
+    encoder = nn.Encoder.init(7, 6, 2, 2, 5, rng, dtype=np.float64)
+    head = nn.Linear.init(6, 3, rng, dtype=np.float64)
+    model: Any = nn.thaw(nn.SentenceClassifier(encoder, head))
+    for array in nn.parameters(model).values():
+        array += 0.3 * rng.normal(size=array.shape)
+    tokens, targets = rng.integers(7, size=(4, 5)), np.array([0, 2, -1, 1])
+    padding = np.zeros((4, 5), bool)
+    padding[1, 3:] = padding[2, 0] = True
+    model = _method(model, method, ("q", "down"), rng, settings)
+    given = {"tokens": tokens, "targets": targets, "padding": padding}
+    yield _case("classifier", model, rng, witness="classifier", **given)
+
+
 def _method(model, method, targets, rng, settings):
     if method == "full":
         return nn.adapt(model, "full")
@@ -189,6 +208,7 @@ CASES: dict[str, Callable] = {
     "DoRANorm, RMS": partial(norms, "rms_norm"),
     "DoRANorm, RMS, detached": partial(norms, "rms_norm", norm_grad="detached"),
     "GELU": partial(single_layers, "gelu"),
+    "ExactGELU": partial(single_layers, "exact_gelu"),
     "ReLU": partial(single_layers, "relu"),
     "Dropout": partial(single_layers, "dropout"),
     "Embedding": embeddings,
@@ -228,5 +248,14 @@ CASES: dict[str, Callable] = {
     ),
     "Transformer, QDoRA and gains": partial(
         transformers, "qdora", targets={"q": {}, "down": {}, "ln2": "gain_dora"}, block=10
+    ),
+    "BERT, full": partial(classifiers, "full"),
+    "BERT, LoRA": partial(classifiers, "lora"),
+    "BERT, DoRA": partial(classifiers, "dora"),
+    "BERT, DoRA, detached, and head": partial(
+        classifiers, "dora", targets={"v": {"norm_grad": "detached"}, "up": {}, "head": "full"}
+    ),
+    "BERT, magnitude and gains": partial(
+        classifiers, "magnitude", targets={"o": {}, "ln1": "gain", "ln": "gain_dora"}
     ),
 }

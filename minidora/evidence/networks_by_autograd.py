@@ -5,11 +5,13 @@ adapted layer needs besides, by the layer's path. Shares no line with what it ch
 `pip install autograd`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import autograd.numpy as np
 from autograd import make_vjp
 from autograd.extend import defvjp, primitive
+from autograd.scipy.special import erf
 from numpy.typing import NDArray
 
 from . import by_autograd
@@ -108,7 +110,9 @@ def layer_norm(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
     """To mean 0 and variance 1, then gain and bias."""
     centred = x - np.mean(x, axis=-1, keepdims=True)
     var = np.mean(centred**2, axis=-1, keepdims=True)
-    return centred / np.sqrt(var + 1e-5) * get(p, path, "gain") + get(p, path, "bias")
+    return centred / np.sqrt(var + settings[path]["eps"]) * get(p, path, "gain") + get(
+        p, path, "bias"
+    )
 
 
 def rms_norm(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
@@ -119,6 +123,11 @@ def rms_norm(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
 def gelu(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
     """The tanh form."""
     return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+def exact_gelu(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
+    """By erf."""
+    return x * (1 + erf(x / 2**0.5)) / 2
 
 
 def relu(p: Arrays, settings: Settings, path: str, x: Array) -> Array:
@@ -134,7 +143,7 @@ def embedding(p: Arrays, settings: Settings, path: str, tokens: Array) -> Array:
 def attention(
     p: Arrays, settings: Settings, path: str, x: Array, padding: Array | None = None
 ) -> Array:
-    """Causal attention, head by head and row of the batch by row."""
+    """Attention, head by head and row of the batch by row."""
     at = f"{path}." if path else ""
     heads = settings[path]["heads"]
     q, k, v = (linear(p, settings, at + name, x) for name in "qkv")
@@ -146,9 +155,11 @@ def attention(
         for h in range(heads):
             part = slice(h * size, (h + 1) * size)
             scores = np.dot(q[b][:, part], k[b][:, part].T) / size**0.5
-            seen = np.tril(np.ones((t, t)))
+            seen, causal = np.ones((t, t)), settings[path]["causal"]
             if padding is not None:
-                seen = np.where(np.eye(t) == 1, 1, seen * (1 - padding[b][None, :]))
+                seen = seen * (1 - padding[b][None, :])
+            if causal:
+                seen = np.where(np.eye(t) == 1, 1, np.tril(seen))
             e = np.exp(scores - np.max(scores)) * seen
             parts.append(np.dot(e / np.sum(e, axis=1, keepdims=True), v[b][:, part]))
         out.append(np.concatenate(parts, axis=1))
@@ -191,17 +202,35 @@ def transformer(
     return linear(p, settings, "head", layer_norm(p, settings, "ln", x))
 
 
-FUNCTIONS = {
+def classifier(p: Arrays, settings: Settings, path: str, tokens: Array, padding: Array) -> Array:
+    """BERT's post-norm encoder, the mean over what is no padding, a linear head."""
+    at = "encoder."
+    x = p[at + "tok.table"][tokens] + p[at + "pos.table"][: tokens.shape[1]]
+    x = layer_norm(p, settings, at + "ln", x + p[at + "segment.table"][0])
+    for i in range(1 + max(int(n.split(".")[2]) for n in p if n.startswith(at + "blocks."))):
+        block = f"{at}blocks.{i}."
+        x = x + attention(p, settings, block + "attn", x, padding)
+        x = layer_norm(p, settings, block + "ln1", x)
+        h = linear(p, settings, block + "up", x)
+        x = x + linear(p, settings, block + "down", exact_gelu(p, settings, "", h))
+        x = layer_norm(p, settings, block + "ln2", x)
+    kept = 1 - padding[:, :, None]
+    return linear(p, settings, "head", np.sum(x * kept, axis=1) / np.sum(kept, axis=1))
+
+
+FUNCTIONS: dict[str, Callable[..., Array]] = {
     "linear": linear,
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     "gelu": gelu,
+    "exact_gelu": exact_gelu,
     "dropout": dropout,
     "relu": relu,
     "embedding": embedding,
     "attention": attention,
     "mlp": mlp,
     "transformer": transformer,
+    "classifier": classifier,
 }
 
 

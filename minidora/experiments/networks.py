@@ -1,9 +1,7 @@
-"""The two networks of the experiments: what they are pretrained on, tuned on, and judged by."""
+"""The networks of the experiments: what they are pretrained on, tuned on, and judged by."""
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,11 @@ from .. import nn, training
 from ..nn.losses import IGNORED
 from ..training import checkpoint, data
 from ..training.optim import Optimizer, Schedule
+from . import minilm
+from .minilm import Settings, Task
 
-Settings = dict[str, Any]
 Model = Any
-"""An `nn.Transformer` or `nn.MLP`, plain or adapted."""
+"""An `nn.Transformer`, `nn.MLP` or `nn.SentenceClassifier`, plain or adapted."""
 
 TRANSFORMER: Settings = {
     "kind": "transformer",
@@ -47,16 +46,16 @@ MLP: Settings = {
     "choose": 200,
     "test": 597,
 }
-
-
-@dataclass(frozen=True)
-class Task:
-    """Data to train on, to choose learning rates by, and to report; and the loss to train by."""
-
-    train: tuple
-    choose: tuple
-    test: tuple
-    loss: Callable
+MINILM: Settings = {
+    "kind": "minilm",
+    "task": "docstrings",  # or "sentiment"; see `sentences`
+    "length": 32,  # tokens; what is longer loses its end
+    "tune_steps": 120,
+    "batch": 16,
+    "clip": 1.0,
+    "choose": 300,  # sentences to choose learning rates by
+    "test": 600,  # sentences to report
+}
 
 
 def rows(part: tuple, wanted: slice) -> tuple:
@@ -67,6 +66,8 @@ def rows(part: tuple, wanted: slice) -> tuple:
 def task(network: Settings, kind: str, seed: int) -> Task:
     """The data of one seed: kind is the network's "task", or what it is pretrained on."""
     rng = np.random.default_rng(seed)
+    if network["kind"] == "minilm":
+        return minilm.task(network, rng)
     n, held = network["choose"], network["choose"] + network["test"]
     if network["kind"] == "transformer":
         words = [name for name in data.names(kind) if len(name) < network["length"]]
@@ -83,6 +84,8 @@ def task(network: Settings, kind: str, seed: int) -> Task:
 
 def judge(model: Model, part: tuple) -> dict[str, float]:
     """Mean cross-entropy of a model on part of the data, and its share of right answers."""
+    if isinstance(model, nn.SentenceClassifier):
+        return minilm.judge(model, part)
     if isinstance(model, nn.Transformer):
         tokens, targets, padding = part
         logits, _ = model.forward(tokens, padding=padding)
@@ -95,6 +98,8 @@ def judge(model: Model, part: tuple) -> dict[str, float]:
 
 def pretrained(network: Settings, seed: int, folder: Path | None = None) -> Model:
     """The base of one seed, from `folder` if it was pretrained before, and kept there if not."""
+    if network["kind"] == "minilm":
+        return minilm.with_head(network, seed)
     settings = {key: value for key, value in network.items() if key not in ("task", "tune_steps")}
     text = json.dumps({**settings, "seed": seed}, sort_keys=True)
     name = f"{network['kind']}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
@@ -135,10 +140,11 @@ def train(
     watching: `evaluate`, `every` and `callbacks` of `training.fit`. Raises KeyboardInterrupt where
     `fit` was interrupted: half a training is no result.
     """
+    batches = minilm.batches if network["kind"] == "minilm" else data.batches
     history = training.fit(
         model,
         on.loss,
-        data.batches(on.train, network["batch"], rng),
+        batches(on.train, network["batch"], rng),
         steps=steps,
         optimizer=optimizer,
         rate=schedule,

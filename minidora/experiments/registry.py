@@ -12,6 +12,9 @@ from . import (
     granularity,
     groups,
     heads,
+    minilm_decay,
+    minilm_rates,
+    minilm_tuning,
     sample_size,
     separate_rates,
     sweep,
@@ -35,6 +38,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         heads,
         groups,
         separate_rates,
+        minilm_rates,
+        minilm_tuning,
+        minilm_decay,
     )
 }
 """By name, in the order in which they are shown."""

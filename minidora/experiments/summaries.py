@@ -94,7 +94,7 @@ def _best(config: Settings, seeds: Seeds, names: Sequence[str]) -> dict[str, Any
     best = {
         "trained": chosen[0]["trained"],
         "rate": rates[at],
-        "at the edge": at in (0, len(rates) - 1),
+        "at the edge": len(rates) > 1 and at in (0, len(rates) - 1),
         "test": interval(test[at]),
         "accuracy": interval([result["test"]["accuracy"] for result in chosen]),
         "each seed": test[at].tolist(),

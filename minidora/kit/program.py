@@ -25,7 +25,8 @@ from .protocol import ANSWERS, VERSION, Request, check_alternatives, escaped
 LONGEST = 2 * 2**20  # bytes of one answer; the cases' own have a tenth of that
 DEEPEST = 50  # more, and what reads or shows it may run out of stack
 IN_A_ROW = 3  # questions that time out before no more is asked
-WATCHED = [sys.executable, "-I", "-S", str(Path(__file__).with_name("watcher.py"))]
+WATCHER = Path(__file__).with_name("watcher.py").read_text(encoding="utf-8")
+WATCHED = [sys.executable, "-I", "-S", "-c", f"{WATCHER}\nimport sys\n\nmain(sys.argv[1:])"]
 
 
 class Failed(Exception):

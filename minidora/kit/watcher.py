@@ -1,4 +1,4 @@
-"""Runs a program and ends every process that came of it: `python watcher.py COMMAND ARGUMENT...`.
+"""Runs a program and ends every process that came of it; `program` starts it, as a process.
 
 It ends them when the program ends, when SIGTERM tells it to, and when nobody holds the other end of
 its stdin any more: when the kit is gone, however it went. On Linux it is the subreaper of whatever
@@ -10,7 +10,6 @@ imports little, for it is started with every program.
 import os
 import select
 import signal
-import sys
 import time
 from typing import NoReturn
 
@@ -109,7 +108,3 @@ def children(program: int) -> list[int]:
             return [int(word) for word in file.read().split()]
     except OSError:
         return [-program]
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

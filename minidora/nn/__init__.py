@@ -8,9 +8,17 @@ names. What trains is each layer's `trainable`; backward forms no gradient for a
 
 from .adapt import Adaptation, adapt, merge, set_strength, thaw, trainable_summary
 from .attention import Attention
+from .bert import Tokenizer, bert_name, load_bert, minilm_folder
+from .encoder import (
+    Encoder,
+    EncoderBlock,
+    SentenceClassifier,
+    mean_pool,
+    sentence_classification,
+)
 from .gains import DoRANorm
 from .layer import Layer, parameters, trained, walk
-from .layers import GELU, Dropout, Embedding, LayerNorm, ReLU, RMSNorm
+from .layers import GELU, Dropout, Embedding, ExactGELU, LayerNorm, ReLU, RMSNorm
 from .linear import BoRALinear, DoRALinear, Linear, LoRALinear
 from .losses import classification, cross_entropy, language_modelling
 from .mlp import MLP
@@ -30,6 +38,9 @@ __all__ = [
     "DoRANorm",
     "Dropout",
     "Embedding",
+    "Encoder",
+    "EncoderBlock",
+    "ExactGELU",
     "Layer",
     "LayerNorm",
     "Linear",
@@ -37,14 +48,21 @@ __all__ = [
     "QDoRALinear",
     "RMSNorm",
     "ReLU",
+    "SentenceClassifier",
+    "Tokenizer",
     "Transformer",
     "adapt",
+    "bert_name",
     "classification",
     "cross_entropy",
     "language_modelling",
+    "load_bert",
+    "mean_pool",
     "merge",
+    "minilm_folder",
     "parameters",
     "rescale",
+    "sentence_classification",
     "set_strength",
     "thaw",
     "trainable_summary",

@@ -1,4 +1,4 @@
-"""Causal multi-head attention (Vaswani et al. 2017) with a padding mask."""
+"""Multi-head attention (Vaswani et al. 2017), causal or not, with a padding mask."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +16,17 @@ EXP_TAKES = 40
 
 @dataclass(eq=False)
 class Attention(Layer):
-    """softmax(q kᵀ / sqrt(d_head), causal) v in every head, then o. Four linears, (d, d) each."""
+    """softmax(q kᵀ / sqrt(d_head)) v in every head, then o. Four linears, (d, d) each.
+
+    causal: a position sees itself and earlier ones; otherwise all.
+    """
 
     q: AnyLinear
     k: AnyLinear
     v: AnyLinear
     o: AnyLinear
     heads: int = 1
+    causal: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,7 +53,7 @@ class Attention(Layer):
     ) -> tuple[Array, Cache]:
         """x: (batch, t, d) to the same. padding: (batch, t), True where x is only padding.
 
-        A position attends to itself and to earlier positions that are not padding.
+        A position attends to positions that are not padding; causal, to itself and earlier ones.
         """
         x = floating("x", x, ndim=3)
         parts = [getattr(self, name).forward(x, rng=rng) for name in "qkv"]
@@ -59,7 +63,7 @@ class Attention(Layer):
         scores = q @ k.swapaxes(-1, -2)  # (batch, heads, t, t)
         scores *= q.shape[-1] ** -0.5
         large = max(scores.max(initial=0), -scores.min(initial=0)) > EXP_TAKES
-        np.copyto(scores, -np.inf, where=hidden(x.shape[:2], padding))
+        np.copyto(scores, -np.inf, where=hidden(x.shape[:2], padding, causal=self.causal))
         if large:
             scores -= scores.max(-1, keepdims=True)
         p = np.exp(scores, out=scores)
@@ -105,12 +109,22 @@ class Attention(Layer):
         return x.swapaxes(1, 2).reshape(batch, t, heads * d_head)
 
 
-def hidden(shape: tuple[int, ...], padding: ArrayLike | None) -> NDArray[np.bool_]:
+def hidden(
+    shape: tuple[int, ...], padding: ArrayLike | None, *, causal: bool = True
+) -> NDArray[np.bool_]:
     """Where a query (row) may not see a key (column): later, or another position's padding.
 
-    shape: (batch, t). Returns (t, t), or (batch, 1, t, t) with padding.
+    shape: (batch, t). Returns (t, t), or (batch, 1, t, t) with padding; not causal, where every
+    query sees alike, one row for all. Raises ValueError for rows of nothing but padding there.
     """
     t = shape[1]
+    if not causal:
+        if padding is None:
+            return np.zeros((1, t), bool)
+        nobody = padded(padding, shape)
+        if nobody.all(1).any():
+            raise ValueError(f"padding: row {int(nobody.all(1).argmax())} has nothing else")
+        return nobody[:, None, None, :]
     later = np.arange(t) > np.arange(t)[:, None]
     if padding is None:
         return later

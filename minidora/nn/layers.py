@@ -3,6 +3,7 @@
 Each forward stands directly above its backward, which quotes it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +51,14 @@ class Embedding(Layer):
         """Gradient of the table where it trains; tokens have none."""
         if "table" not in self.trainable:
             return None, {}
-        # y = table[tokens]: every row collects what its uses got, dtable = onehot.T @ dy
-        onehot = np.zeros((cache.size, len(self.table)), dy.dtype)
-        onehot[np.arange(cache.size), cache.ravel()] = 1
-        return None, {"table": onehot.T @ rows(dy)}
+        # y = table[tokens]: every row collects what its uses got, dtable = onehot.T @ dy, in the
+        # rows that were used
+        used, index = np.unique(cache, return_inverse=True)
+        onehot = np.zeros((cache.size, len(used)), dy.dtype)
+        onehot[np.arange(cache.size), index.ravel()] = 1
+        dtable = np.zeros((len(self.table), dy.shape[-1]), dy.dtype)
+        dtable[used] = onehot.T @ rows(dy)
+        return None, {"table": dtable}
 
 
 # LayerNorm in plain means, each in new memory, makes a training step 3 to 8 % longer
@@ -183,6 +188,75 @@ class GELU(Layer):
         slope *= half
         slope *= dy
         return slope, {}
+
+
+# atanh(erf(x / sqrt(2))) = x P(x²) for |x| <= 6, where Φ is 1 or 0 to 1e-9: fitted by the largest
+# error of x Φ(x), 7e-8, with a linear program
+ATANH_ERF = (
+    *(1.80560939e-09, -1.334461e-07, 3.96910462e-06, -5.52401257e-05),
+    *(-3.31300885e-05, 3.63342836e-02, 7.97884216e-01),
+)
+CHUNK = 2**15
+"""So many entries go through the steps of Φ together: they stay in the processor's cache."""
+
+
+@dataclass(eq=False)
+class ExactGELU(Layer):
+    """x Φ(x), Φ(x) = (1 + erf(x / sqrt(2))) / 2 (Hendrycks and Gimpel; BERT's "gelu").
+
+    float64 by scipy's erf. float32 by (1 + tanh(x P(x²))) / 2, a polynomial P of degree 6, within
+    6e-7 of x Φ(x) and six times as fast. Needs scipy for float64.
+    """
+
+    def forward(self, x: Array, *, rng: Rng = None) -> tuple[Array, tuple[Array, Array]]:
+        """Elementwise."""
+        y, half = np.empty_like(x, order="C"), np.empty_like(x, order="C")
+        for x_part, y_part, half_part in _chunks(x, y, half):
+            _phi(x_part, half_part, y_part)
+            np.multiply(half_part, x_part, out=y_part)
+        return y, (x, half)
+
+    def backward(self, dy: Array, cache: tuple[Array, Array]) -> tuple[Array, Grads]:
+        """dx, elementwise."""
+        x, half = cache
+        dx = np.empty_like(half)
+        # y = x Φ(x): dx = dy * (Φ(x) + x exp(-x² / 2) / sqrt(2 π))
+        for slope, x_part, half_part, dy_part in _chunks(dx, x, half, dy):
+            np.multiply(x_part, x_part, out=slope)
+            slope *= -0.5
+            np.exp(slope, out=slope)
+            slope *= x_part
+            slope *= (2 * np.pi) ** -0.5
+            slope += half_part
+            slope *= dy_part
+        return dx, {}
+
+
+def _chunks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Arrays of one shape, in flat parts of `CHUNK` entries."""
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, flat[0].size, CHUNK):
+        yield tuple(array[start : start + CHUNK] for array in flat)
+
+
+def _phi(x: Array, out: Array, scratch: Array) -> None:
+    """Φ(x) into `out`, elementwise; scratch, like x, is overwritten."""
+    if x.dtype != np.float32:
+        from scipy.special import ndtr
+
+        ndtr(x, out=out)
+        return
+    near = np.clip(x, -6, 6, out=scratch)
+    square = near * near
+    np.multiply(square, ATANH_ERF[0], out=out)
+    for coefficient in ATANH_ERF[1:-1]:
+        out += coefficient
+        out *= square
+    out += ATANH_ERF[-1]
+    out *= near
+    np.tanh(out, out=out)
+    out *= 0.5
+    out += 0.5
 
 
 @dataclass(eq=False)

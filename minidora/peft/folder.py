@@ -1,5 +1,6 @@
 """Networks of minidora out to PEFT's adapter folders and back."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,22 +11,33 @@ from ..nn.layer import Layer, freezing, parameters, rebuilt, trained, walk
 from ..nn.linear import Adapted, DoRALinear, Linear, LoRALinear
 from .format import KEYS, Adapter, read_adapters, write_adapters
 
+Names = Callable[[str], str]
+"""What PEFT's model calls a layer, by its path here, such as `nn.bert_name`."""
+
 
 def save_adapter(
-    folder: FilePath, model: Layer, *, rslora: bool = False, base_model: str | None = None
+    folder: FilePath,
+    model: Layer,
+    *,
+    rslora: bool = False,
+    base_model: str | None = None,
+    names: Names | None = None,
 ) -> None:
     """Write the LoRA or DoRA layers of `model` as a PEFT adapter folder, whole or not at all.
 
     rslora: say by alpha / sqrt(r) what the scale is, not by alpha / r. base_model: a name for
-    `base_model_name_or_path`. A folder that is there already stays, and an adapter in it is
-    replaced if it holds nothing but an adapter; `format` says what a kill leaves. Raises ValueError
-    that names the setting where a PEFT folder cannot hold the model: magnitudes per input or alone,
-    a strength other than 1, LoRA beside DoRA, dropout rates that differ, anything else that trains.
+    `base_model_name_or_path`. names: for a base that is not minidora's own. A folder that is there
+    already stays, and an adapter in it is replaced if it holds nothing but an adapter; `format`
+    says what a kill leaves. Raises ValueError that names the setting where a PEFT folder cannot
+    hold the model: magnitudes per input or alone, a strength other than 1, LoRA beside DoRA,
+    dropout rates that differ, anything else that trains.
     """
     layers = {path: la for path, la in walk(model) if isinstance(la, Adapted)}
     _check_can_hold(model, layers)
     adapters = {
-        path: Adapter(layer.A, layer.B, getattr(layer, "m", None), layer.scale, layer.dropout)
+        names(path) if names else path: Adapter(
+            layer.A, layer.B, getattr(layer, "m", None), layer.scale, layer.dropout
+        )
         for path, layer in layers.items()
         if isinstance(layer, LoRALinear | DoRALinear)
     }
@@ -58,14 +70,16 @@ def _check_can_hold(model: Layer, layers: dict[str, Adapted]) -> None:
         raise ValueError(f"trainable: a PEFT folder holds A, B and m alone, got {others} too")
 
 
-def load_adapter(folder: FilePath, base: Layer, *, norm_grad: str = "exact") -> Layer:
+def load_adapter(
+    folder: FilePath, base: Layer, *, norm_grad: str = "exact", names: Names | None = None
+) -> Layer:
     """`base` with the adapters of a PEFT folder around its arrays, which are shared and frozen.
 
-    base: a network of minidora whose layers have the names that the folder was made for. norm_grad:
-    how DoRA layers train from here on; PEFT's own is "detached". A, B and m come in
-    float32 at least, in which an optimizer can move them. Raises ValueError that names the file,
-    and the setting or the key, where the folder is damaged, asks for what minidora does not have,
-    or does not fit `base`; nothing is changed then.
+    base: a network of minidora whose layers have the names that the folder was made for, or get
+    them by `names`. norm_grad: how DoRA layers train from here on; PEFT's own is "detached". A, B
+    and m come in float32 at least, in which an optimizer can move them. Raises ValueError that
+    names the file, and the setting or the key, where the folder is damaged, asks for what minidora
+    does not have, or does not fit `base`; nothing is changed then.
     """
     one_of("norm_grad", norm_grad, ("exact", "detached"))
     if not isinstance(base, Layer):
@@ -73,7 +87,9 @@ def load_adapter(folder: FilePath, base: Layer, *, norm_grad: str = "exact") -> 
     for path, array in parameters(base).items():
         finite(f"base: {path}", array)
     linears = {path: layer for path, layer in walk(base) if isinstance(layer, Linear)}
-    adapters = read_adapters(folder, linears)
+    paths = {names(path) if names else path: path for path in linears}
+    read = read_adapters(folder, paths)
+    adapters = {paths[name]: adapter for name, adapter in read.items()}
     with freezing(base):
         try:
             made = {path: _layer(linears[path], a, path, norm_grad) for path, a in adapters.items()}
