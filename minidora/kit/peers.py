@@ -105,11 +105,15 @@ def matrix(reports: list[Report], kit: str) -> str:
             if notes:
                 by_note.setdefault(notes[0], []).append(clause)
         for note, broken_clauses in by_note.items():
-            short = note if len(note) <= 300 else f"{note[:297]}..."
-            lines.append(f"- {report.name}, {', '.join(broken_clauses)}: {short}")
+            lines.append(f"- {report.name}, {', '.join(broken_clauses)}: {brief(note)}")
     lines += [f"- {report.name}: {report.missing}" for report in reports if report.missing]
     day, python = datetime.date.today().isoformat(), platform.python_version()
     return "\n".join([*lines, "", f"kit {kit}, Python {python}, {day}"])
+
+
+def brief(note: str) -> str:
+    """The start of a note."""
+    return note if len(note) <= 300 else f"{note[:297]}..."
 
 
 MARKS = {"pass": "✓", "fail": "✗", None: ""}
@@ -131,7 +135,7 @@ def as_json(reports: list[Report], kit: str) -> str:
             "missing": report.missing or None,
             "clauses": {clause: judgement(clauses, clause) for clause in judged},
             "diagnoses": report.diagnoses,
-            "failed": {clause: notes for clause, notes in clauses.items() if notes},
+            "failed": {clause: [*map(brief, notes)] for clause, notes in clauses.items() if notes},
         }
         for report, clauses in zip(reports, of_each, strict=True)
     ]
