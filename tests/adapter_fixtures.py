@@ -1,10 +1,10 @@
-"""The adapters in tests/adapters, each trained and saved by the library whose name it bears.
+"""The adapters in tests/adapter_files, each trained and saved by the library whose name it bears.
 
     pip install peft transformers lycoris-lora mlx-lm "mlx[cpu]"
     python tests/adapter_fixtures.py
 
 A folder each: the adapter as it was saved, in `base` the weights of its model, in `merged` what the
-library itself makes of those that it adapts. The versions are in tests/adapters/versions.json.
+library itself makes of those that it adapts. The versions are in tests/adapter_files/versions.json.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from mlx_lm.models import llama as mlx_llama
 from mlx_lm.utils import save_model
 from safetensors.torch import save_file
 
-FOLDER = Path(__file__).parent / "adapters"
+FOLDER = Path(__file__).parent / "adapter_files"
 STEPS = 4
 
 

@@ -19,7 +19,7 @@ from minidora.adapter.tensors import Tensor, read_tensors
 from minidora.analysis import adapter_changes, changes, correlate
 from minidora.training import checkpoint
 
-FIXTURES = Path(__file__).parent / "adapters"
+FIXTURES = Path(__file__).parent / "adapter_files"
 GOOD = sorted(p.name for p in FIXTURES.iterdir() if p.is_dir() and p.name != "mlx_bfloat16")
 TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2", "I8": "|i1", "U8": "|u1"}
 

@@ -23,7 +23,7 @@ from minidora.adapter.report import report
 from minidora.training import checkpoint
 from tests.stress.corrupt import corrupted, model
 
-FIXTURES = Path(__file__).parent / "adapters"
+FIXTURES = Path(__file__).parent / "adapter_files"
 CONFIG, ARRAYS = "adapter_config.json", "adapter_model.safetensors"
 A = "base_model.model.x.lora_A.weight"
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
