@@ -24,6 +24,11 @@ PARTS = {
         "hold a DoRA implementation against the conformance kit",
         "minidora kit run --impl my_package.port:Port",
     ),
+    "adapter": (
+        "adapter.command",
+        "find what is wrong with an adapter's files, and measure what it does",
+        "minidora adapter check my_adapter --base my_model",
+    ),
     "experiments": (
         "experiments.command",
         "the paper's figures, at a small size",

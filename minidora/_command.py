@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
     def fail(self, message: str) -> NoReturn:
         """Say in one line what went wrong and exit with 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {printable(message)}\n")
 
     def subcommands(self) -> Any:
         """The place where subcommands are added, one of which has to be named."""
@@ -68,6 +68,16 @@ def install_advice(missing: ModuleNotFoundError) -> str:
         if package in packages:
             return f'{package} is not installed: pip install "minidora[{extra}]"'
     return ""
+
+
+def printable(text: str) -> str:
+    r"""`text` in one line, and nothing in it that a terminal obeys.
+
+    >>> print(printable("name\x1b[2J"))
+    name\x1b[2J
+    """
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escaped)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -1,7 +1,8 @@
 """The tables of lessons/results/minilm.md: a real pretrained network, tuned, and the law on it."""
 
+import pages
 from claims import of, shown, within_seeds
-from pages import RESULTS, block, file, summary, table
+from pages import RESULTS, block, summary, table
 from slopes import both, pooled, table_of
 
 PAGE = f"{RESULTS}/minilm.md"
@@ -25,7 +26,7 @@ def clear_signs() -> tuple[int, int, int]:
 
 def largest_difference() -> tuple[float, float]:
     """Of hidden states from transformers' in float32 and in float64."""
-    found = file(f"{RESULTS}/recorded.json")["minilm_hidden_states"]["largest_difference"]
+    found = pages.file(f"{RESULTS}/recorded.json")["minilm_hidden_states"]["largest_difference"]
     return found["float32"], found["float64"]
 
 

@@ -195,6 +195,23 @@ def keep_output() -> str:
 # lessons/results/conformance.md
 
 
+@block(f"{RESULTS}/speed.md")
+def adapter() -> str:
+    """Memory and time of `minidora adapter` on a 7B layout."""
+    found, sizes = bench("adapter"), bench("adapter")["bytes_of"]
+    head = ["command", "memory", *(f"over the {n}'s {sizes[n] / 1e6:.0f} MB" for n in sizes)]
+    rows = [
+        [
+            *(f"`{what}`", f"{found[what]['memory'] / 1e6:.0f} MB"),
+            *(f"{ratio:.2f}" for ratio in found[what]["memory_over"].values()),
+            *(f"{found[what][n]:.0f} s" for n in ("core_seconds", "seconds")),
+        ]
+        for what in ("report", "check")
+    ]
+    size = f"{found['layers']} layers, {found['bytes'] / 1e9:.1f} GB of weights"
+    return f"{size}.\n\n{table([*head, 'of a core', 'of the clock'], rows)}"
+
+
 @block(f"{RESULTS}/conformance.md")
 def peers() -> str:
     """The matrix of implementations and clauses."""

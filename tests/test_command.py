@@ -25,6 +25,7 @@ KIT = ("run", "verify", "list", "explain", "show", "peers", "export", "generate"
 COMMANDS = [
     "check",
     *(f"kit {name}" for name in KIT),
+    *(f"adapter {name}" for name in ("check", "report")),
     *(f"experiments {name}" for name in ("run", "table", "draw", "verify")),
 ]
 TEXTBOOK = "minidora.kit.adapters.numpy_layers:Textbook"
@@ -115,6 +116,9 @@ def test_version(capsys):
         ("kit list --only none", "kit list: expected options that leave a case, got --only none"),
         ("kit verify nowhere", "minidora kit verify: nowhere"),
         ("kit generate --out README.md", "--out: expected a folder, got the file 'README.md'"),
+        ("adapter check nowhere", "minidora adapter check: nowhere: expected a safetensors file"),
+        ("adapter check a --json no/f", "--json: expected a file in a folder that exists"),
+        ("adapter report a", "adapter report: the following arguments are required: --base"),
         ("experiments run figure9", "minidora experiments run: NAME: invalid choice: 'figure9'"),
         ("experiments run sweep --seeds 0", "run: --seeds: expected a whole number, 1 or more"),
         ("experiments run sweep --jobs 0", "run: --jobs: expected a whole number, 1 or more"),
@@ -164,6 +168,8 @@ def without(packages, line, folder):
         ("mpmath", "test", "kit generate --out new"),
         ("safetensors", "train", "kit generate --out new"),
         ("torch", "torch", "kit run --impl minidora.kit.adapters.pytorch_layers:Module"),
+        ("safetensors", "train", "adapter check nowhere"),
+        ("matplotlib", "lessons", "adapter report nowhere --base nowhere --picture new"),
         ("junitparser", "kit", f"kit run --impl {TEXTBOOK} --junit new"),
     ],
 )
@@ -268,6 +274,7 @@ def test_an_experiment_is_written_to_its_name_unless_told_otherwise(monkeypatch,
         ("kit verify .", "kit.command", "Results", "interrupted"),
         ("kit peers", "kit.peers", "measure", "interrupted"),
         ("kit generate", "kit.generate", "files", "interrupted"),
+        ("adapter check .", "adapter.findings", "check", "interrupted"),
         ("experiments run sweep --out {folder}/new", "experiments.command", "run", "no seed was"),
         ("experiments run sweep --out {folder}/old", "experiments.command", "run", "old keeps the"),
         ("experiments verify f.json", "experiments.command", "verify", "interrupted"),

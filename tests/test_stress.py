@@ -161,7 +161,7 @@ def test_the_judge_counts_memory():
 
 def test_a_loader_without_its_checksum_is_caught(monkeypatch):
     """The sums of the adapter folder, and of the checkpoint, switched off."""
-    monkeypatch.setattr(format, "_checked", lambda folder, text, *_: text)
+    monkeypatch.setattr(format, "held_to_sums", lambda folder, text, *_: text)
     assert any("not what was saved" in bad for bad in corrupt.adapters(200, 0).bad)
     wanted = {}
     monkeypatch.setattr(checkpoint, "digest", lambda *_: wanted.setdefault("sum", "same"))

@@ -4,7 +4,7 @@ Everything is summed in float64, whatever the weights' type, and by formulas tha
 where the change is small: 1 - cos of an angle of 1e-4 is 5e-9, less than float32 can take from 1.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,6 +22,21 @@ from .._boundary import (
 from ..decomposition import norms
 from ..factored import GUARD
 from .correlation import Correlation, correlate
+
+
+class Rows(Protocol):
+    """A matrix that lies in a file: an array is one too."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(d_out, d_in)."""
+
+    @property
+    def dtype(self) -> Any:
+        """The type of what is read."""
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """[rows] or [rows, columns]: slices, or indices."""
 
 
 class Changes(NamedTuple):
@@ -135,7 +150,7 @@ def _pair(W0: ArrayLike, W: ArrayLike) -> tuple[Array, Array]:
 
 
 def adapter_changes(
-    W0: Array,
+    W0: Rows,
     A: Array,
     B: Array,
     scale: float,
@@ -149,12 +164,14 @@ def adapter_changes(
     W0: (d_out, d_in); A: (r, d_in); B: (d_out, r); m: (d_out,) or (d_in,). With D = scale * B @ A,
     a vector's turn depends on v · w0 and on the part of D at a right angle to w0; both come from
     products of W0, or its transpose, with at most r columns, as in `factored.update_products`. One
-    pass over W0, `block` rows at a time, so W0 may lie in a file
-    (`checkpoint.load(memory_map=True)`); vectors that W0 and D nearly cancel in are then taken up
-    once more, densely.
+    pass over W0, `block` rows at a time, so W0 may lie in a file (`Rows`, or what
+    `checkpoint.load(memory_map=True)` gives); vectors that W0 and D nearly cancel in are then taken
+    up once more, densely, `block` at a time.
     """
-    given, _ = weights(W0, A, B, scale, m=... if m is None else m, norm_axis=norm_axis, least=None)
-    W0, A, B = given.W0, cast(given.A, np.float64), cast(given.B, np.float64)
+    like_W0 = np.broadcast_to(np.zeros((), W0.dtype), W0.shape)  # checked without reading W0
+    beside = ... if m is None else m
+    given, _ = weights(like_W0, A, B, scale, m=beside, norm_axis=norm_axis, least=None)
+    A, B = cast(given.A, np.float64), cast(given.B, np.float64)
     s, axis, m = given.scale, given.axis, None if m is None else given.m.reshape(-1)
     size = W0.shape[1 - axis]
     # D = D_small @ Q.T (rows) or Q @ D_small (columns), with orthonormal columns of Q: lengths and
@@ -163,7 +180,7 @@ def adapter_changes(
     D_small = s * (B @ R.T if axis == 1 else R @ A)  # (d_out, k) or (k, d_in)
     W0_sq, D_W0 = np.zeros(size), np.zeros(size)  # ‖w0‖² and d · w0 of every vector
     QW0 = np.zeros((Q.shape[1], size))
-    for first in range(0, len(W0), positive_int("block", block)):
+    for first in range(0, W0.shape[0], positive_int("block", block)):
         rows = slice(first, first + block)
         part = cast(W0[rows], np.float64)  # (block, d_in)
         if axis == 1:
@@ -176,13 +193,14 @@ def adapter_changes(
         D_W0 = (D_small * QW0).sum(0)
     D_sq = np.square(D_small).sum(axis)
     changed = _from_products(W0_sq, D_W0, D_sq, m)
-    cancelled = W0_sq + 2 * D_W0 + D_sq < GUARD * (W0_sq + D_sq)
-    if cancelled.any():
-        rows, columns = (cancelled, slice(None)) if axis == 1 else (slice(None), cancelled)
-        part = cast(W0[rows, columns], np.float64)
-        exact = changes(part, part + s * B[rows] @ A[:, columns], norm_axis)
-        for array, values in zip(changed, _scaled(exact, m, cancelled), strict=True):
-            array[cancelled] = values
+    cancelled = np.flatnonzero(W0_sq + 2 * D_W0 + D_sq < GUARD * (W0_sq + D_sq))
+    for first in range(0, len(cancelled), block):
+        some = cancelled[first : first + block]
+        B_some, A_some = (B[some], A) if axis == 1 else (B, A[:, some])
+        part = cast(W0[some] if axis == 1 else W0[:, some], np.float64)
+        exact = changes(part, part + s * B_some @ A_some, norm_axis)
+        for array, values in zip(changed, _scaled(exact, m, some), strict=True):
+            array[some] = values
     return changed
 
 

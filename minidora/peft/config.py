@@ -3,7 +3,7 @@
 import json
 import math
 import reprlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,37 +29,7 @@ def read_config(path: Path, data: bytes, *, modules: bool = False) -> Config:
 
     Raises ValueError that names the file, `path`, and the setting.
     """
-    try:
-        config = json.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, got {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
-
-    def expect(name: str, fits: Callable[[Any], bool], expected: str) -> None:
-        value, reason = config.get(name), ""
-        try:
-            if fits(value):
-                return
-        except ValueError as error:  # a pattern that is not safe to match
-            reason = f": {error}"
-        raise ValueError(f"{path}: {name}: expected {expected}, got {reprlib.repr(value)}{reason}")
-
-    expect("peft_type", lambda v: v == "LORA", "'LORA'")
-    expect("bias", lambda v: v in (None, "none"), "'none' (a trained bias is not supported)")
-    expect("init_lora_weights", lambda v: v is None or v in STARTS, f"one of {STARTS}")
-    expect("r", lambda v: _whole(v) and v > 0, "a whole number above 0")
-    expect("lora_alpha", _number, "a number")
-    expect("lora_dropout", lambda v: v is None or (_number(v) and 0 <= v < 1), "0 to below 1")
-    expect("use_dora", lambda v: v is None or isinstance(v, bool), "true or false")
-    expect("use_rslora", lambda v: v is None or isinstance(v, bool), "true or false")
-    ranks = "names with whole numbers above 0"
-    expect("rank_pattern", lambda v: _pattern_of(v, lambda r: _whole(r) and r > 0), ranks)
-    expect("alpha_pattern", lambda v: _pattern_of(v, _number), "names with numbers")
-    expect("target_modules", _names, "a list of names, or one pattern")
-    expect("exclude_modules", lambda v: v is None or _names(v), "a list of names, or one pattern")
-    names = "a list of names"
-    expect("modules_to_save", lambda v: v is None or (isinstance(v, list) and _names(v)), names)
+    config = expected_settings(path, read_object(path, data), EXPECTED)
     for name, value in config.items():
         if modules and name == "modules_to_save":
             continue
@@ -67,6 +37,31 @@ def read_config(path: Path, data: bytes, *, modules: bool = False) -> Config:
             raise ValueError(
                 f"{path}: {name}: not supported by minidora, got {reprlib.repr(value)}"
             )
+    return config
+
+
+def read_object(path: Path, data: bytes) -> Config:
+    """A JSON object, whatever is in it. Raises ValueError that names the file."""
+    try:
+        config = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def expected_settings(path: Path, config: Config, names: Iterable[str]) -> Config:
+    """`config`, if those settings are as `EXPECTED`. Raises ValueError that names file and one."""
+    for name in names:
+        fits, expected = EXPECTED[name]
+        value, reason = config.get(name), ""
+        try:
+            if fits(value):
+                continue
+        except ValueError as error:  # a pattern that is not safe to match
+            reason = f": {error}"
+        raise ValueError(f"{path}: {name}: expected {expected}, got {reprlib.repr(value)}{reason}")
     return config
 
 
@@ -96,6 +91,30 @@ def _names(value: object) -> bool:
     if isinstance(value, str):
         return value == "all-linear" or bool(parsed(value))
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+RANKS = "names with whole numbers above 0"
+NAMES = "a list of names, or one pattern"
+
+EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    # what a setting may be, and how that is said
+    "peft_type": (lambda v: v == "LORA", "'LORA'"),
+    "bias": (lambda v: v in (None, "none"), "'none' (a trained bias is not supported)"),
+    "init_lora_weights": (lambda v: v is None or v in STARTS, f"one of {STARTS}"),
+    "r": (lambda v: _whole(v) and v > 0, "a whole number above 0"),
+    "lora_alpha": (_number, "a number"),
+    "lora_dropout": (lambda v: v is None or (_number(v) and 0 <= v < 1), "0 to below 1"),
+    "use_dora": (lambda v: v is None or isinstance(v, bool), "true or false"),
+    "use_rslora": (lambda v: v is None or isinstance(v, bool), "true or false"),
+    "rank_pattern": (lambda v: _pattern_of(v, lambda r: _whole(r) and r > 0), RANKS),
+    "alpha_pattern": (lambda v: _pattern_of(v, _number), "names with numbers"),
+    "target_modules": (_names, NAMES),
+    "exclude_modules": (lambda v: v is None or _names(v), NAMES),
+    "modules_to_save": (
+        lambda v: v is None or (isinstance(v, list) and _names(v)),
+        "a list of names",
+    ),
+}
 
 
 def check_targets(

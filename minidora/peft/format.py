@@ -223,10 +223,10 @@ def _with_arrays(folder: Path, text: bytes) -> tuple[bytes, dict[str, Array]]:
         if tensor["dtype"] == "BF16":  # the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
         arrays[key] = array
-    return _checked(folder, text, header.get("__metadata__") or {}, raw), arrays
+    return held_to_sums(folder, text, header.get("__metadata__") or {}, raw), arrays
 
 
-def _checked(
+def held_to_sums(
     folder: Path, text: bytes, metadata: Mapping[str, str], arrays: Mapping[str, Array]
 ) -> bytes:
     """The settings, held against the checksums that minidora leaves in a folder; PEFT's has none.
