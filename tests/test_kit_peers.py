@@ -191,6 +191,16 @@ def mended(good, name):
         pytest.skip(f"this {name} has mended it")
 
 
+def peft_model(base, config):
+    """PEFT's model; skips where PEFT refuses another peer's torchao."""
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(base, config)
+    except ImportError as refused:
+        pytest.skip(str(refused))
+
+
 def test_pefts_opt_in_cache_keeps_a_norm_from_before_a_step():
     """Not in the matrix, for it is off by default: PEFT 0.21.2's DoraCaching, in eval mode."""
     pytest.importorskip("peft", reason="needs PEFT")
@@ -198,11 +208,11 @@ def test_pefts_opt_in_cache_keeps_a_norm_from_before_a_step():
     if not hasattr(helpers, "DoraCaching"):
         pytest.skip("this PEFT has no cache")
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     torch.manual_seed(0)
     config = LoraConfig(r=1, target_modules=["0"], use_dora=True)
-    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(3, 2)), config).eval()
+    model = peft_model(torch.nn.Sequential(torch.nn.Linear(3, 2)), config).eval()
     x = torch.randn(4, 3)
     with torch.no_grad(), helpers.DoraCaching():
         model(x)
@@ -218,13 +228,13 @@ def test_pefts_conv1d_has_rows_for_single_vectors_and_nan_for_zero_vectors():
     """F2, Z2, Z3: PEFT 0.21.2 around transformers' Conv1D."""
     pytest.importorskip("peft", reason="needs PEFT")
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
     base = torch.nn.Sequential(Conv1D(2, 3))
     base[0].weight.data[:, 1] = 0  # (d_in, d_out): one output's weights
     config = LoraConfig(r=1, target_modules=["0"], use_dora=True, fan_in_fan_out=True)
-    model = get_peft_model(base, config)
+    model = peft_model(base, config)
     y, of_a_vector = model(torch.ones(1, 3)), model(torch.ones(3))
     mended(torch.isfinite(y).all() and of_a_vector.shape == (2,), "PEFT")
     assert torch.isnan(y).tolist() == [[False, True]] and of_a_vector.shape == (1, 2)
