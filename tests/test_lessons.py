@@ -675,8 +675,8 @@ WRONG = {  # lesson: for each exercise, answers its checker must call wrong
             "dx_gelu_mine = dy * x * phi",
         ],
         [
-            "dx_block_mine = dy + d_sum @ M.T",
-            "dx_block_mine = d_sum @ M.T",
+            "dx_block_mine = dy + d_sum @ K.T",
+            "dx_block_mine = d_sum @ K.T",
             "dx_block_mine = d_sum",
         ],
         [
