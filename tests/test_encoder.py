@@ -325,6 +325,8 @@ def test_tokenizers_that_do_not_fit_and_sentences_that_are_too_long(small, tmp_p
     tokenizers = pytest.importorskip("tokenizers")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c"]
     fast = tokenizers.BertWordPieceTokenizer({word: i for i, word in enumerate(words)})
+    fast.enable_truncation(3)  # as MiniLM's own file does, to 128 tokens, without a word
+    fast.enable_padding(length=9)
     fast.save(str(tmp_path / "tokenizer.json"))
     made = nn.Tokenizer(tmp_path, nn.load_bert(small))
     tokens, padding = made(["a b c", "c"], length=5)
