@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .._command import printable
+
 VERSION = "1.1"
 """Of the kit: of the protocol, and of the cases."""
 VERSIONS = ("1.0", VERSION)
@@ -201,8 +203,7 @@ def escaped(text: Any, length: int = 300) -> str:
     >>> print(escaped("a\x1b[2J\nb"))
     a\x1b[2J\nb
     """
-    start = str(text)[: length + 1]
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in start)
+    shown = printable(str(text)[: length + 1])
     return shown if len(shown) <= length else f"{shown[: length - 3]}..."
 
 

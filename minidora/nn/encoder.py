@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, DTypeLike
 from .._boundary import Array, positive_int
 from .attention import Attention, padded
 from .gains import AnyNorm
-from .layer import Cache, Grads, Layer, Rng, trains, under
-from .layers import Dropout, Embedding, ExactGELU, LayerNorm
+from .layer import Cache, Grads, Layer, Rng, lowest_trained, trains, under
+from .layers import Dropout, Embedding, ExactGELU, LayerNorm, sequences
 from .linear import AnyLinear, Linear
 from .losses import cross_entropy
 
@@ -155,12 +155,7 @@ class Encoder(Layer):
         types: (batch, t), the segment of each token, all 0 unless given. padding: (batch, t), True
         where tokens are only padding: nobody attends to them.
         """
-        tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or 0 in tokens.shape or tokens.shape[1] > len(self.pos.table):
-            raise ValueError(
-                "tokens: expected shape (batch, t) with batch from 1 and t from 1 to"
-                f" {len(self.pos.table)}, got shape {tokens.shape}"
-            )
+        tokens = sequences(tokens, len(self.pos.table))
         types = np.zeros(tokens.shape, int) if types is None else np.asarray(types)
         if types.shape != tokens.shape:
             raise ValueError(f"types: expected shape {tokens.shape}, got {types.shape}")
@@ -183,7 +178,7 @@ class Encoder(Layer):
         # nothing below the lowest part that trains needs a gradient
         below = any(trains(part) for part in (self.tok, self.pos, self.segment, self.ln))
         depth = len(self.blocks)
-        lowest = min((i for i in range(depth) if below or trains(self.blocks[i])), default=depth)
+        lowest = 0 if below else lowest_trained(self.blocks)
         d: Any = dy
         for i in reversed(range(lowest, depth)):
             needs_dx = below or i > lowest

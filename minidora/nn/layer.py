@@ -1,6 +1,6 @@
 """What all layers share: names by path, what trains, and putting gradients together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -103,6 +103,11 @@ def trained(model: Layer) -> dict[str, Array]:
 def trains(layer: Layer) -> bool:
     """Whether anything in a layer or below it trains."""
     return bool(layer.trainable) or any(trains(child) for _, child in children(layer))
+
+
+def lowest_trained(layers: Sequence[Layer]) -> int:
+    """The place of the first layer in which something trains; their number where nothing does."""
+    return next((i for i, layer in enumerate(layers) if trains(layer)), len(layers))
 
 
 def under(name: str, grads: Grads) -> Grads:

@@ -16,6 +16,17 @@ from .linear import dropout_rate, rows, working_dtype
 Tokens = NDArray[np.integer]
 
 
+def sequences(tokens: ArrayLike, longest: int) -> Tokens:
+    """`tokens` as an array (batch, t) with t from 1 to `longest`; ValueError for other shapes."""
+    array = np.asarray(tokens)
+    if array.ndim != 2 or 0 in array.shape or array.shape[1] > longest:
+        raise ValueError(
+            "tokens: expected shape (batch, t) with batch from 1 and t from 1 to"
+            f" {longest}, got shape {array.shape}"
+        )
+    return array
+
+
 @dataclass(eq=False)
 class Embedding(Layer):
     """Rows of a table by index. table: (entries, d)."""

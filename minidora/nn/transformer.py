@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from .._boundary import Array, number, positive_int
 from .attention import Attention, padded
 from .gains import AnyNorm
-from .layer import Cache, Grads, Layer, Rng, trains, under
-from .layers import GELU, Dropout, Embedding, LayerNorm
+from .layer import Cache, Grads, Layer, Rng, lowest_trained, trains, under
+from .layers import GELU, Dropout, Embedding, LayerNorm, sequences
 from .linear import AnyLinear, Linear
 
 
@@ -149,12 +149,7 @@ class Transformer(Layer):
 
         padding: (batch, t), True where tokens are only padding: nobody else attends to them.
         """
-        tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or 0 in tokens.shape or tokens.shape[1] > len(self.pos.table):
-            raise ValueError(
-                "tokens: expected shape (batch, t) with batch from 1 and t from 1 to"
-                f" {len(self.pos.table)}, got shape {tokens.shape}"
-            )
+        tokens = sequences(tokens, len(self.pos.table))
         padding = None if padding is None else padded(padding, tokens.shape)
         x, c_tok = self.tok.forward(tokens)
         p, c_pos = self.pos.forward(np.arange(tokens.shape[1]))
@@ -176,7 +171,7 @@ class Transformer(Layer):
         # nothing below the lowest part that trains needs a gradient
         below = trains(self.tok) or trains(self.pos)
         depth = len(self.blocks)
-        lowest = min((i for i in range(depth) if below or trains(self.blocks[i])), default=depth)
+        lowest = 0 if below else lowest_trained(self.blocks)
         for i in reversed(range(lowest, depth)):
             needs_dx = below or i > lowest
             d, block_grads = self.blocks[i].backward(d, caches[i], needs_dx=needs_dx)
